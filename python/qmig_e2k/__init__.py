@@ -1,0 +1,5 @@
+"""Live migration for an emulated Elbrus-2000 machine, wire-compatible with QEMU."""
+
+from qmig_e2k._core import MigrationError, StreamError, __version__
+
+__all__ = ["MigrationError", "StreamError", "__version__"]

@@ -1,0 +1,337 @@
+"""The native half of qmig_e2k (Rust). All classes are frozen; blocking calls release the interpreter lock.
+
+No thread of the core ever takes that lock, so `Monitor` answers and `Control.cancel` works while Python is stuck.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self, final
+
+from typing_extensions import Buffer
+
+__version__: str
+
+class MigrationError(Exception):
+    """A migration that failed, or a call it refused. `kind` is the stable name of the cause."""
+
+    kind: str
+    offset: int | None
+    path: str
+    message: str
+
+class StreamError(MigrationError):
+    """A stream that was refused: `offset` of the first byte of the refused element, `path` inside the stream."""
+
+# ---- memory (rust/py/src/block.rs) ----------------------------------------------------------------------------------
+
+def probe() -> dict[str, tuple[bool, str, str]]:
+    """What kernel and permissions allow: name -> (ok, detail, remedy). Names: `userfaultfd`, `missing`, `wp-async`, `pagemap-scan`, `memfd`, `hugetlb`, `thp`."""
+
+@final
+class Block:
+    """A range of guest RAM with its idstr. Exports a writable uint8 buffer (`np.frombuffer(block, np.uint8)`) over `max_size` bytes."""
+
+    def __new__(
+        cls,
+        name: str,
+        size: int,
+        *,
+        backing: Literal["anon", "memfd", "file", "hugetlb"] = "anon",
+        path: str | None = None,
+        max_size: int | None = None,
+        thp: bool = True,
+    ) -> Self: ...
+    @staticmethod
+    def adopt(name: str, buffer: Buffer, *, dirty_log: Literal["auto", "explicit"] = "auto") -> Block:
+        """A block over the caller's own page-aligned writable memory, which stays the caller's; its size is the buffer's.
+
+        Raises MigrationError (`bad-block`: not page-aligned, read-only, locked, private file mapping; `no-dirty-log`: a disk file with "auto").
+        """
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int:
+        """Used length in bytes: what migrates."""
+    @property
+    def max_size(self) -> int: ...
+    @property
+    def page_size(self) -> int:
+        """Page size of the backing memory in bytes."""
+    @property
+    def backing(self) -> str:
+        """`anon`, `memfd`, `file`, `hugetlb` or `adopted`."""
+    @property
+    def address(self) -> int: ...
+    @property
+    def dirty_log(self) -> Literal["wp-async", "explicit"]:
+        """The kind that `auto` chooses for this block."""
+    def read(self, offset: int, length: int) -> bytes: ...
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write and mark dirty."""
+    def mark_dirty(self, offset: int, length: int) -> None:
+        """Say that these bytes were written by a way the kernel's log does not see. Call it after the write."""
+    def prefault(self, offset: int, length: int) -> None: ...
+    def resize(self, size: int) -> None: ...
+    def dump_dirty(self, expected: bool = False) -> str:
+        """The dirty bitmap of the last migration, 128 pages a line as `1` and `.`; lines that are wholly `expected` are left out."""
+    def close(self) -> None:
+        """Unmap. Raises MigrationError (`invalid-state`) while views are exported or a migration uses the block."""
+
+# ---- bytes (rust/py/src/wire.rs) ------------------------------------------------------------------------------------
+
+@final
+class Reader:
+    """Bytes of one section payload. Integers are big-endian. A short read raises StreamError `truncated` with the stream offset."""
+
+    def __new__(cls, data: Buffer, offset: int = 0) -> Self: ...
+    @property
+    def offset(self) -> int:
+        """Stream offset of the next byte."""
+    def u8(self) -> int: ...
+    def u16(self) -> int: ...
+    def u32(self) -> int: ...
+    def u64(self) -> int: ...
+    def i8(self) -> int: ...
+    def i16(self) -> int: ...
+    def i32(self) -> int: ...
+    def i64(self) -> int: ...
+    def read(self, length: int) -> bytes: ...
+    def skip(self, length: int) -> None: ...
+    def cstr8(self) -> bytes: ...
+    def peek(self, length: int) -> bytes:
+        """Up to `length` (at most 512) coming bytes without consuming them; shorter only where the stream ends."""
+
+@final
+class Writer:
+    """A growing buffer of stream bytes. Integers are big-endian and checked against their range (OverflowError)."""
+
+    def __new__(cls) -> Self: ...
+    def u8(self, value: int) -> None: ...
+    def u16(self, value: int) -> None: ...
+    def u32(self, value: int) -> None: ...
+    def u64(self, value: int) -> None: ...
+    def i8(self, value: int) -> None: ...
+    def i16(self, value: int) -> None: ...
+    def i32(self, value: int) -> None: ...
+    def i64(self, value: int) -> None: ...
+    def write(self, data: Buffer) -> None: ...
+    def zeros(self, length: int) -> None: ...
+    def cstr8(self, data: bytes) -> None: ...
+    def __len__(self) -> int: ...
+    def getvalue(self) -> bytes: ...
+
+def decode(data: Buffer, resolver: Callable[[str, int, int, Reader], None] | None = None, *, footers: bool = True) -> list[dict[str, Any]]:
+    """Every element of a whole stream as dicts (`type`, `offset`, ...). `resolver(idstr, instance, version, reader)` consumes device payloads.
+
+    RAM pages go nowhere but are counted and hashed. Raises StreamError; its `partial` attribute holds the elements before the error.
+    """
+
+# ---- control (rust/py/src/control.rs) -------------------------------------------------------------------------------
+
+@final
+class Control:
+    """State of one machine's migrations: run state, both status words, ownership, capability and parameter snapshot, counters, events."""
+
+    def __new__(cls, name: str | None = None) -> Self: ...
+    # run state (spec/control-plane 8); legality is checked here, STOP and RESUME are emitted by the caller
+    @property
+    def run_state(self) -> str: ...
+    def set_run_state(self, state: str) -> None:
+        """Raises MigrationError (`invalid-state`) on an illegal transition."""
+    def emit(self, event: str, data: str | None = None) -> None:
+        """Send a QMP event (data: JSON text of an object) to every monitor in command mode and every subscriber."""
+    def subscribe(self) -> Events: ...
+    # the snapshot that Rust threads read
+    def set_capabilities(self, enabled: Sequence[str]) -> None: ...
+    def set_parameters(self, json: str) -> None:
+        """JSON object of all parameters by QMP name; integers are what Rust reads (max-bandwidth, downtime-limit, ...). Takes effect at once."""
+    def set_blocked_reasons(self, reasons: Sequence[str]) -> None: ...
+    # outgoing
+    @property
+    def outgoing_status(self) -> str: ...
+    @property
+    def incoming_status(self) -> str: ...
+    def begin_outgoing(self) -> None:
+        """Status none -> setup (event), fresh counters and ownership. Raises `invalid-state` while one runs."""
+    def set_outgoing_status(self, old: str, new: str) -> bool:
+        """Compare-and-swap; True if it was `old`. Emits MIGRATION if the `events` capability is set."""
+    def fail_outgoing(self, message: str) -> None:
+        """Record the first error; the status becomes failed (or cancelled after a cancel). Never undoes a commit."""
+    def owned(self) -> bool:
+        """True while the source may still run the machine (nothing was committed)."""
+    def mark_stopped(self) -> None:
+        """The machine has just been stopped for the switchover: downtime counts from here."""
+    def finish_outgoing(self) -> str:
+        """Reach the final status (completed, failed, cancelled), freeze times; returns it. Idempotent."""
+    def outgoing_error(self) -> str | None: ...
+    def cancel(self) -> bool:
+        """migrate_cancel: status cancelling, channels shut down; False if there was nothing to cancel or it was committed. Never blocks."""
+    # incoming
+    def begin_incoming(self) -> None:
+        """Emits MIGRATION setup as 7.2 does. Raises `invalid-state` if one is under way; a failed one may be followed by another."""
+    def set_incoming_status(self, old: str, new: str) -> bool: ...
+    def fail_incoming(self, message: str) -> None: ...
+    def set_socket_addresses(self, json: str | None) -> None: ...
+    # answers, the same that the monitor gives
+    def query_migrate(self) -> str: ...
+    def query_status(self) -> str: ...
+    def note_time(self, phase: str, microseconds: int) -> None:
+        """One entry of query-migrate's `x-downtime`: stop, sync, pages, switchover, load, start."""
+    def note_device_time(self, device: str, microseconds: int) -> None: ...
+
+@final
+class Events:
+    """A subscription to the events of a Control; at most 4096 wait, then the oldest are dropped and `lost` counts them."""
+
+    @property
+    def lost(self) -> int: ...
+    def next(self, timeout: float | None = None) -> tuple[str, str | None, float] | None:
+        """(name, JSON data or None, seconds since the epoch), or None after `timeout` seconds. Releases the interpreter lock."""
+    def close(self) -> None: ...
+
+# ---- the two sides (rust/py/src/outgoing.rs, incoming.rs) -----------------------------------------------------------
+
+@final
+class Outgoing:
+    """The source of one migration. Called in this order from one Python thread: connect, setup, run (repeatedly), finish, close."""
+
+    def __new__(
+        cls,
+        control: Control,
+        blocks: Sequence[Block],
+        *,
+        format: Literal["2.9", "7.2", "10.0"] = "7.2",
+        section_id: int = 2,
+        footers: bool = True,
+        dirty_log: Literal["auto", "explicit"] = "auto",
+    ) -> Self:
+        """`section_id` is that of the `ram` section."""
+    def connect(self, uri: str, fd: int | None = None) -> None:
+        """Open the channel; may block for sockets. `fd` (owned from here on) belongs to `fd:` URIs. Cancellable."""
+    @property
+    def two_way(self) -> bool:
+        """The channel has a return path. Valid after connect."""
+    def setup(self, head: bytes, sections: Sequence[bytes | None]) -> None:
+        """Send file header and configuration (`head`), the return-path commands, then every START section in handler order; None stands for RAM's own."""
+    def run(self, pending: int = 0) -> Literal["switchover", "iterate"]:
+        """RAM rounds until the machine should be stopped. `pending`: bytes that Python's live handlers still hold; with it, returns "iterate" once a turn so that
+        they can write their PART sections. Raises MigrationError on failure and cancel."""
+    def write(self, data: bytes) -> None:
+        """Complete PART sections of Python's live handlers; counted against the rate limit."""
+    def finish(self, ends: Sequence[bytes | None], full: bytes, tail: bytes) -> None:
+        """The machine is stopped: END sections in handler order (None: RAM's), all FULL sections, fence, check that no writer is left, commit, `tail` (EOF, description),
+        and the destination's word. Raises MigrationError; whether the machine is still ours is `Control.owned()`."""
+    def close(self) -> None:
+        """Close channels, stop dirty logging. Idempotent."""
+
+@final
+class SectionEvent:
+    """One thing for Python to do. `type`: "configuration", "start", "part", "end", "full", "eof"."""
+
+    @property
+    def type(self) -> Literal["configuration", "start", "part", "end", "full", "eof"]: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def section_id(self) -> int: ...
+    @property
+    def idstr(self) -> str: ...
+    @property
+    def instance_id(self) -> int: ...
+    @property
+    def version_id(self) -> int: ...
+    @property
+    def machine(self) -> str:
+        """configuration: machine type name."""
+    @property
+    def capabilities(self) -> list[str]:
+        """configuration: names of `configuration/capabilities`."""
+    @property
+    def uuid(self) -> bytes | None: ...
+
+@final
+class Incoming:
+    """The destination of one migration: listen, accept, then next() until "eof", then finish. One object per attempt."""
+
+    def __new__(
+        cls,
+        control: Control,
+        blocks: Sequence[Block],
+        *,
+        configuration: bool = True,
+        footers: bool = True,
+        description: bool = True,
+    ) -> Self: ...
+    def listen(self, uri: str, fd: int | None = None) -> str:
+        """Bind (sockets) or open (file, fd, exec). Returns the JSON list for `socket-address`. Raises MigrationError at once."""
+    def accept(self) -> None:
+        """Wait for the main channel. Cancellable by close() from another thread."""
+    def next(self) -> SectionEvent:
+        """Read up to the next thing that Python must do; RAM and commands are done inside. Raises StreamError."""
+    @property
+    def reader(self) -> Reader:
+        """The payload of the section that next() returned, until section_done()."""
+    def section_done(self) -> None:
+        """The payload is consumed: check the footer."""
+    def finish(self, status: int = 0) -> None:
+        """Answer SHUT(status) if there is a return path, and close."""
+    def close(self) -> None:
+        """Cut everything; idempotent, callable from any thread."""
+
+# ---- QMP transport (rust/py/src/monitor.rs) -------------------------------------------------------------------------
+
+@final
+class Command:
+    """One in-band QMP command that Python must answer exactly once."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def arguments(self) -> str:
+        """JSON text of the arguments object (`{}` if there were none)."""
+    @property
+    def client(self) -> int: ...
+    def take_fd(self, name: str) -> int | None:
+        """Remove a descriptor stored by `getfd` on this connection; the caller owns the number returned."""
+    def reply(self, value: str) -> None:
+        """Answer `{"return": value}`; `value` is JSON text."""
+    def fail(self, text: str, error_class: str = "GenericError") -> None: ...
+
+@final
+class Monitor:
+    """QMP for any number of listeners and clients. Answers qmp_capabilities, query-status, query-migrate, migrate_cancel, getfd, closefd, query-version and
+    out-of-band commands itself; all else waits for `next_command`."""
+
+    def __new__(cls, control: Control, commands: Sequence[str], package: str) -> Self:
+        """`commands`: names that Python answers (for query-commands and CommandNotFound)."""
+    def listen(self, address: str) -> str:
+        """`unix:PATH` or `tcp:HOST:PORT` (port 0: chosen). Returns the bound address in the same form. Raises MigrationError `listen`."""
+    def next_command(self, timeout: float | None = None) -> Command | None:
+        """The next in-band command in arrival order per client; None after `timeout` seconds or close()."""
+    def arm_exit(self, seconds: float) -> None:
+        """`quit` or SIGTERM: if close() was not called within `seconds`, a core thread ends the process with status 0."""
+    def handle_signals(self) -> None:
+        """Mask SIGTERM, SIGINT, SIGHUP in this thread (call before others start); a core thread turns each into a `quit` command, then arm_exit."""
+    def close(self) -> None: ...
+
+# ---- model guest (rust/py/src/guest.rs) -----------------------------------------------------------------------------
+
+@final
+class ModelGuest:
+    """Deterministic vCPU threads over one block. Their whole state is 16 u64 registers each, readable and settable while stopped."""
+
+    REGISTERS: int
+    def __new__(cls, block: Block, spec: str, *, seed: int = 0, threads: int = 1) -> Self:
+        """`spec` as in `--guest` (`idle`, `seq`, `random`, `zipf`; threads=, wss=, rate=, read=). Raises ValueError with the reason."""
+    @property
+    def threads(self) -> int: ...
+    def start(self) -> None: ...
+    def stop(self) -> None:
+        """Returns when every vCPU has finished its step."""
+    @property
+    def running(self) -> bool: ...
+    def registers(self, vcpu: int) -> list[int]: ...
+    def set_registers(self, vcpu: int, values: Sequence[int]) -> None: ...
+    def steps(self) -> int: ...
+    def verify(self) -> tuple[int, bool, int | None]:
+        """Replay all steps on fresh memory: (steps, equal, first differing offset). Raises MigrationError while running."""
+    def throttle(self, percent: int) -> None: ...

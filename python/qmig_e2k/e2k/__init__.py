@@ -1,0 +1,1 @@
+"""The e2k machine: CPU, devices and machine types."""

@@ -1,0 +1,1 @@
+"""The control plane of a migration: states, capabilities, parameters, both sides."""

@@ -1,0 +1,1 @@
+"""QMP commands and HMP texts; the transport is in the core."""

@@ -1,0 +1,1 @@
+"""What a stream consists of besides RAM: handlers, their order, configuration and globalstate."""

@@ -1,0 +1,1 @@
+"""Helpers for tests of emulators: model guest, fake peer, fault injector."""

@@ -1,0 +1,1 @@
+"""Descriptions of device state, and the engine that saves and loads them."""

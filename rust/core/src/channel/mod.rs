@@ -1,0 +1,1 @@
+//! Byte transports behind one face: tcp, unix, fd, exec, file.

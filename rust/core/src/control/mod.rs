@@ -1,0 +1,1 @@
+//! The running migration: state words, ownership, counters, run state, events, status.

@@ -1,0 +1,1 @@
+//! QMP transport: sockets, framing, JSON, events; the rest is handed to Python.

@@ -1,0 +1,1 @@
+//! RAM blocks, the block list, bitmaps, dirty logs.

@@ -1,0 +1,1 @@
+//! The destination: RAM loader and page sinks.

@@ -1,0 +1,1 @@
+//! The source: page search, RAM saver, switchover, fence and commit.

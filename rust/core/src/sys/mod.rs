@@ -1,0 +1,1 @@
+//! The only unsafe: memory maps, userfaultfd, PAGEMAP_SCAN, raw vectors, probes.

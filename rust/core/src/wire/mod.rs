@@ -1,0 +1,1 @@
+//! Bytes and meaning of the migration stream. Pure: no sockets, no guest memory.

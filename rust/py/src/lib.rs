@@ -1,0 +1,28 @@
+//! `qmig_e2k._core`: the Python door. Signatures and conversions only; what happens is in qmig-core.
+//!
+//! All classes are frozen, all blocking calls detach from the interpreter, and no thread of the core ever attaches to it.
+
+mod block;
+mod control;
+mod error;
+mod guest;
+mod incoming;
+mod monitor;
+mod outgoing;
+mod wire;
+
+use pyo3::prelude::*;
+
+/// The native half of qmig_e2k.
+#[pymodule(gil_used = false)]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    error::register(module)?;
+    block::register(module)?;
+    wire::register(module)?;
+    control::register(module)?;
+    outgoing::register(module)?;
+    incoming::register(module)?;
+    monitor::register(module)?;
+    guest::register(module)
+}
