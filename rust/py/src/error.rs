@@ -5,8 +5,18 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use qmig_core::{Error, ErrorKind};
 
-create_exception!(_core, MigrationError, PyException, "A migration that failed, or a call it refused. `kind` is the stable name of the cause (str).");
-create_exception!(_core, StreamError, MigrationError, "A stream that was refused. `kind` (str), `offset` (int or None: first byte of the refused element), `path` (str), `message` (str).");
+create_exception!(
+    _core,
+    MigrationError,
+    PyException,
+    "A migration that failed, or a call it refused. `kind` is the stable name of the cause (str)."
+);
+create_exception!(
+    _core,
+    StreamError,
+    MigrationError,
+    "A stream that was refused. `kind` (str), `offset` (int or None: first byte of the refused element), `path` (str), `message` (str)."
+);
 
 /// Adds the exceptions to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -21,9 +31,24 @@ fn is_stream(error: &Error) -> bool {
     error.offset.is_some()
         || matches!(
             error.kind,
-            K::Truncated | K::BadMagic | K::ObsoleteVersion | K::BadVersion | K::BadConfiguration | K::UnknownElement | K::UnknownSection
-                | K::DuplicateSection | K::MissingSection | K::BadFooter | K::LimitExceeded | K::BadCommand | K::UnknownBlock
-                | K::BlockMismatch | K::BadAddress | K::BadFlags | K::DeviceState | K::TrailingData
+            K::Truncated
+                | K::BadMagic
+                | K::ObsoleteVersion
+                | K::BadVersion
+                | K::BadConfiguration
+                | K::UnknownElement
+                | K::UnknownSection
+                | K::DuplicateSection
+                | K::MissingSection
+                | K::BadFooter
+                | K::LimitExceeded
+                | K::BadCommand
+                | K::UnknownBlock
+                | K::BlockMismatch
+                | K::BadAddress
+                | K::BadFlags
+                | K::DeviceState
+                | K::TrailingData
         )
 }
 

@@ -1,1 +1,7 @@
-//! The only unsafe: memory maps, userfaultfd, PAGEMAP_SCAN, raw vectors, probes.
+//! The only unsafe: memory maps, userfaultfd, `PAGEMAP_SCAN`, raw vectors, probes.
+
+pub mod guest;
+pub mod mmap;
+pub mod pagemap;
+pub mod scan;
+pub mod uffd;

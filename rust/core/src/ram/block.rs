@@ -1,0 +1,288 @@
+//! One named range of guest RAM.
+//!
+//! A block is made by the core, which then owns its memory, or stands on memory of the caller's. Its greatest length is
+//! reserved at once and its address never changes; the used length, which is what migrates, may change below that.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{AtomicBitmap, Bitmap, TARGET_PAGE, pages};
+use crate::sys::guest::{GuestMem, GuestRange};
+use crate::sys::mmap::Mapping;
+use crate::{Error, ErrorKind, Result};
+
+/// Longest name: the wire has one byte for its length.
+const NAME_MAX: usize = 255;
+
+/// What a block's memory is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backing {
+    /// Private anonymous memory.
+    #[default]
+    Anon,
+    /// Shared memory in a file without a name.
+    Memfd,
+    /// A shared map of a file.
+    File,
+    /// Private memory of reserved huge pages.
+    Hugetlb,
+    /// The caller's own memory.
+    Adopted,
+}
+
+impl Backing {
+    /// The name users know.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Anon => "anon",
+            Self::Memfd => "memfd",
+            Self::File => "file",
+            Self::Hugetlb => "hugetlb",
+            Self::Adopted => "adopted",
+        }
+    }
+}
+
+/// How to make a block.
+#[derive(Debug, Clone)]
+pub struct BlockOptions {
+    /// Not `Adopted`.
+    pub backing: Backing,
+    /// The file of `Backing::File`, and of no other.
+    pub path: Option<PathBuf>,
+    /// Greatest length in bytes; none: the size.
+    pub max_size: Option<u64>,
+    /// Ask for transparent huge pages (anon, memfd).
+    pub thp: bool,
+}
+
+impl Default for BlockOptions {
+    fn default() -> Self {
+        Self { backing: Backing::Anon, path: None, max_size: None, thp: true }
+    }
+}
+
+/// One range of guest RAM. Shared by everyone who uses it; its memory goes with the last of them.
+#[derive(Debug)]
+pub struct Block {
+    name: String,
+    memory: Mapping,
+    backing: Backing,
+    used: AtomicU64,
+    max: u64,
+    /// What was written by ways that the kernel's log does not see.
+    pub(super) marks: AtomicBitmap,
+    /// A dirty log or a fault handler has the block.
+    pub(super) leased: AtomicBool,
+    last_dirty: Mutex<Option<Bitmap>>,
+}
+
+impl Block {
+    /// A block of private anonymous memory.
+    pub fn anon(name: &str, size: u64) -> Result<Arc<Self>> {
+        Self::new(name, size, &BlockOptions::default())
+    }
+
+    /// A block with memory of its own.
+    pub fn new(name: &str, size: u64, options: &BlockOptions) -> Result<Arc<Self>> {
+        let max = options.max_size.unwrap_or(size);
+        let bad = |text: String| Error::new(ErrorKind::BadBlock, format!("block {name:?}: {text}"));
+        check_name(name)?;
+        if size == 0 || !size.is_multiple_of(TARGET_PAGE as u64) || !max.is_multiple_of(TARGET_PAGE as u64) {
+            return Err(bad(format!("size {size:#x} and max_size {max:#x} must be positive multiples of {TARGET_PAGE:#x}")));
+        }
+        if max < size {
+            return Err(bad(format!("max_size {max:#x} is less than size {size:#x}")));
+        }
+        let len = usize::try_from(max).map_err(|_| bad(format!("{max:#x} bytes do not fit the address space")))?;
+        let path = match (options.backing, &options.path) {
+            (Backing::File, None) => return Err(bad("backing \"file\" needs a path".into())),
+            (Backing::File, Some(path)) => path.as_path(),
+            (_, Some(_)) => return Err(bad("a path goes with backing \"file\" only".into())),
+            (_, None) => Path::new(""),
+        };
+        let memory = match options.backing {
+            Backing::Anon => Mapping::anon(len, options.thp),
+            Backing::Memfd => Mapping::memfd(name, len, options.thp),
+            Backing::File => Mapping::file(path, len),
+            Backing::Hugetlb => Mapping::hugetlb(len),
+            Backing::Adopted => return Err(bad("memory of the caller's is adopted, not made".into())),
+        }
+        .map_err(|e| Error { message: format!("block {name:?}: {}", e.message), ..e })?;
+        Ok(Arc::new(Self {
+            name: name.to_owned(),
+            memory,
+            backing: options.backing,
+            used: AtomicU64::new(size),
+            max,
+            marks: AtomicBitmap::new(pages(max)),
+            leased: AtomicBool::new(false),
+            last_dirty: Mutex::new(None),
+        }))
+    }
+
+    /// The name in the stream (idstr).
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes that migrate.
+    pub fn used_length(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that are reserved.
+    pub fn max_length(&self) -> u64 {
+        self.max
+    }
+
+    /// Target pages that migrate.
+    pub fn pages(&self) -> usize {
+        pages(self.used_length())
+    }
+
+    /// Page size of the memory in bytes.
+    pub fn page_size(&self) -> u64 {
+        self.memory.page_size() as u64
+    }
+
+    /// What the memory is made of.
+    pub fn backing(&self) -> Backing {
+        self.backing
+    }
+
+    /// Address of the first byte in this process.
+    pub fn address(&self) -> usize {
+        self.view().range(0, 0).as_ptr().addr()
+    }
+
+    pub(crate) fn view(&self) -> GuestMem<'_> {
+        self.memory.view()
+    }
+
+    /// The checked offset of `len` bytes below the used length.
+    fn check(&self, offset: u64, len: usize) -> Result<usize> {
+        let used = self.used_length();
+        if len as u64 <= used && offset <= used - len as u64 {
+            // It is below a mapped length.
+            return Ok(usize::try_from(offset).unwrap_or(usize::MAX));
+        }
+        Err(Error::new(ErrorKind::BadAddress, format!("{offset:#x}+{len:#x} is outside block {:?} of {used:#x} bytes", self.name)))
+    }
+
+    /// Copies out.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        let at = self.check(offset, into.len())?;
+        self.view().read(at, into);
+        Ok(())
+    }
+
+    /// Copies in and marks dirty.
+    pub fn write(&self, offset: u64, from: &[u8]) -> Result<()> {
+        let at = self.check(offset, from.len())?;
+        self.view().write(at, from);
+        self.mark_dirty(offset, from.len())
+    }
+
+    /// Copies a received page in; nothing is marked.
+    pub fn put_page(&self, offset: u64, page: &[u8]) -> Result<()> {
+        let at = self.check(offset, page.len())?;
+        self.view().write(at, page);
+        Ok(())
+    }
+
+    /// Makes a target page read zero; one that does already stays as it is.
+    pub fn zero_page(&self, offset: u64) -> Result<()> {
+        let at = self.check(offset, TARGET_PAGE)?;
+        if !self.view().is_zero(at, TARGET_PAGE) {
+            self.view().fill(at, TARGET_PAGE, 0);
+        }
+        Ok(())
+    }
+
+    /// True if the bytes read zero.
+    pub fn is_zero(&self, offset: u64, len: usize) -> Result<bool> {
+        let at = self.check(offset, len)?;
+        Ok(self.view().is_zero(at, len))
+    }
+
+    /// The bytes as something the kernel can be given.
+    pub fn range(&self, offset: u64, len: usize) -> Result<GuestRange<'_>> {
+        let at = self.check(offset, len)?;
+        Ok(self.view().range(at, len))
+    }
+
+    /// Says that these bytes were written by a way that the kernel's log does not see. To be called after the write.
+    pub fn mark_dirty(&self, offset: u64, len: usize) -> Result<()> {
+        let at = self.check(offset, len)?;
+        if len > 0 {
+            self.marks.set_range(at / TARGET_PAGE..(at + len).div_ceil(TARGET_PAGE));
+        }
+        Ok(())
+    }
+
+    /// Changes the used length. Not while a dirty log watches the block.
+    pub fn resize(&self, size: u64) -> Result<()> {
+        if size == 0 || size > self.max || !size.is_multiple_of(self.page_size()) {
+            let text = format!(
+                "block {:?}: size {size:#x} must be a positive multiple of {:#x}, at most {:#x}",
+                self.name,
+                self.page_size(),
+                self.max
+            );
+            return Err(Error::new(ErrorKind::BadBlock, text));
+        }
+        if self.leased.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::InvalidState, format!("block {:?} cannot change its size during a migration", self.name)));
+        }
+        self.used.store(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Frees the pages of the range (multiples of the page size); it reads zero afterwards and is marked dirty.
+    pub fn discard(&self, offset: u64, len: usize) -> Result<()> {
+        let at = self.check(offset, len)?;
+        self.memory.discard(at, len)?;
+        self.mark_dirty(offset, len)
+    }
+
+    /// Sets the bits of target pages that certainly read zero because nothing was ever stored there; reads none of them.
+    pub fn untouched(&self, into: &mut Bitmap) -> Result<()> {
+        let _ = into;
+        Ok(())
+    }
+
+    /// Keeps the dirty bitmap of a migration for [`Self::dump_dirty`].
+    pub fn keep_dirty(&self, bitmap: Bitmap) {
+        *self.last_dirty.lock().unwrap_or_else(PoisonError::into_inner) = Some(bitmap);
+    }
+
+    /// The dirty bitmap of the last migration as text: 128 pages a line, `1` or `.`; lines wholly `expected` are left out.
+    pub fn dump_dirty(&self, expected: bool) -> String {
+        const LINE: usize = 128;
+        let kept = self.last_dirty.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(bitmap) = kept.as_ref() else { return String::new() };
+        let mut text = String::new();
+        for start in (0..bitmap.len()).step_by(LINE) {
+            let end = bitmap.len().min(start + LINE);
+            if (start..end).all(|page| bitmap.get(page) == expected) {
+                continue;
+            }
+            // Writing to a String cannot fail.
+            let _ = write!(text, "0x{:08x}: ", start * TARGET_PAGE);
+            text.extend((start..end).map(|page| if bitmap.get(page) { '1' } else { '.' }));
+            text.push('\n');
+        }
+        text
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > NAME_MAX {
+        let text = format!("a RAM block's name has 1 to {NAME_MAX} bytes, this one {}", name.len());
+        return Err(Error::new(ErrorKind::InvalidArgument, text));
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Owned memory maps: what a RAM block made by the core stands on.
+//!
+//! The whole of a block's greatest length is mapped once, so that its address never changes. Maps are not inherited by
+//! children (a fork would write-protect them all for copy-on-write, and a child must not see guest memory).
+
+use std::ffi::c_void;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::ptr::NonNull;
+
+use rustix::fs::{MemfdFlags, SeekFrom};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use super::guest::GuestMem;
+use crate::{Error, ErrorKind, Result};
+
+/// Page size that this crate's arithmetic stands on: the target page, and the smallest page of the host.
+pub const PAGE: usize = 4096;
+
+/// Where huge pages begin; blocks start there so that they can be used.
+pub const HUGE_PAGE: usize = 2 << 20;
+
+/// What lies under a map.
+#[derive(Debug)]
+enum Under {
+    Private,
+    Shared(OwnedFd),
+}
+
+/// Memory mapped by us, unmapped on drop.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    page_size: usize,
+    under: Under,
+}
+
+// SAFETY: the map belongs to the process, not to a thread; access is by raw copies only.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+/// A kernel refusal to give memory, with what helps.
+fn no_memory(what: &str, errno: Errno) -> Error {
+    Error::new(ErrorKind::NoMemory, format!("{what}: {errno}; free memory, or raise vm.overcommit_memory or `ulimit -v`"))
+}
+
+impl Mapping {
+    /// Private anonymous memory. `thp`: ask for transparent huge pages (else refuse them).
+    pub fn anon(len: usize, thp: bool) -> Result<Self> {
+        let made = Self::place(len, PAGE, Under::Private, MapFlags::PRIVATE | MapFlags::NORESERVE)?;
+        made.ask_huge(thp);
+        Ok(made)
+    }
+
+    /// Shared memory in a file without a name.
+    pub fn memfd(name: &str, len: usize, thp: bool) -> Result<Self> {
+        let say = |errno| no_memory("cannot make a memfd", errno);
+        let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).map_err(say)?;
+        rustix::fs::ftruncate(&fd, len as u64).map_err(say)?;
+        let made = Self::place(len, PAGE, Under::Shared(fd), MapFlags::SHARED | MapFlags::NORESERVE)?;
+        made.ask_huge(thp);
+        Ok(made)
+    }
+
+    /// A shared map of the file at `path`, which is created or extended to `len`; what it holds is kept.
+    pub fn file(path: &Path, len: usize) -> Result<Self> {
+        let say = |error: &dyn std::fmt::Display| Error::new(ErrorKind::BadBlock, format!("{}: {error}", path.display()));
+        let file: File = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(|e| say(&e))?;
+        let meta = file.metadata().map_err(|e| say(&e))?;
+        if !meta.is_file() {
+            return Err(say(&"not a regular file; name one, or a path that does not exist yet"));
+        }
+        if meta.len() > len as u64 {
+            let text = format!(
+                "the file has {:#x} bytes, more than the block's {len:#x}; make the block as large, or truncate the file",
+                meta.len()
+            );
+            return Err(say(&text));
+        }
+        file.set_len(len as u64).map_err(|e| say(&e))?;
+        Self::place(len, PAGE, Under::Shared(file.into()), MapFlags::SHARED | MapFlags::NORESERVE)
+    }
+
+    /// Private memory of 2 MiB pages taken from the reserved pool.
+    pub fn hugetlb(len: usize) -> Result<Self> {
+        if !len.is_multiple_of(HUGE_PAGE) {
+            return Err(Error::new(ErrorKind::BadBlock, format!("{len:#x} bytes is no multiple of the huge page size {HUGE_PAGE:#x}")));
+        }
+        Self::place(len, HUGE_PAGE, Under::Private, MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB).map_err(|error| {
+            let pages = len / HUGE_PAGE;
+            Error::new(
+                ErrorKind::NoMemory,
+                format!(
+                    "{}; reserve {pages} pages of 2 MiB: sysctl vm.nr_hugepages={pages} (see HugePages_Free in /proc/meminfo)",
+                    error.message
+                ),
+            )
+        })
+    }
+
+    /// Maps `len` bytes at a huge-page boundary, inside a reservation whose edges are given back.
+    fn place(len: usize, page_size: usize, under: Under, flags: MapFlags) -> Result<Self> {
+        let refused = |errno| no_memory(&format!("cannot map {len:#x} bytes"), errno);
+        let span = len.checked_add(HUGE_PAGE).filter(|_| len > 0).ok_or_else(|| refused(Errno::INVAL))?;
+        // SAFETY: a new map at an address of the kernel's choice.
+        let hold =
+            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), span, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE) }
+                .map_err(refused)?
+                .cast::<u8>();
+        let head = hold.align_offset(HUGE_PAGE);
+        let base = hold.wrapping_add(head);
+        let (at, prot, flags) = (base.cast::<c_void>(), ProtFlags::READ | ProtFlags::WRITE, flags | MapFlags::FIXED);
+        // SAFETY: it replaces part of the reservation that is ours alone.
+        let mapped = unsafe {
+            match &under {
+                Under::Private => rustix::mm::mmap_anonymous(at, len, prot, flags),
+                Under::Shared(fd) => rustix::mm::mmap(at, len, prot, flags, fd, 0),
+            }
+        };
+        if let Err(errno) = mapped {
+            unmap(hold, span);
+            return Err(refused(errno));
+        }
+        let tail = base.wrapping_add(len.next_multiple_of(PAGE));
+        unmap(hold, head);
+        unmap(tail, span - head - len.next_multiple_of(PAGE));
+        let base = NonNull::new(base).ok_or_else(|| refused(Errno::FAULT))?;
+        let made = Self { base, len, page_size, under };
+        // A kernel without this advice only loses the protection against forks.
+        let _ = made.advise(0, len, Advice::LinuxDontFork);
+        Ok(made)
+    }
+
+    fn ask_huge(&self, thp: bool) {
+        // Refused by kernels built without huge pages: then there is nothing to ask for.
+        let _ = self.advise(0, self.len, if thp { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage });
+    }
+
+    fn advise(&self, offset: usize, len: usize, advice: Advice) -> rustix::io::Result<()> {
+        let range = self.view().range(offset, len);
+        // SAFETY: inside our own map; advice used here frees pages or sets flags, and no reference to the bytes exists.
+        unsafe { rustix::mm::madvise(range.as_ptr().cast_mut().cast(), len, advice) }
+    }
+
+    /// The bytes, while this map is borrowed.
+    pub fn view(&self) -> GuestMem<'_> {
+        // SAFETY: mapped readable and writable until drop, which the borrow excludes.
+        unsafe { GuestMem::new(self.base, self.len) }
+    }
+
+    /// Page size of the memory.
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// The file under a shared map.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.under {
+            Under::Private => None,
+            Under::Shared(fd) => Some(fd.as_fd()),
+        }
+    }
+
+    /// Frees the pages of the range; it reads zero afterwards. `offset` and `len` are multiples of the page size.
+    pub fn discard(&self, offset: usize, len: usize) -> Result<()> {
+        let advice = if self.fd().is_some() { Advice::LinuxRemove } else { Advice::LinuxDontNeed };
+        self.advise(offset, len, advice)
+            .map_err(|errno| Error::new(ErrorKind::BadBlock, format!("cannot discard {offset:#x}+{len:#x}: {errno}")))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        unmap(self.base.as_ptr(), self.len.next_multiple_of(PAGE));
+    }
+}
+
+/// Unmaps what is ours; nothing if `len` is 0.
+fn unmap(base: *mut u8, len: usize) {
+    if len > 0 {
+        // SAFETY: callers give ranges that they mapped and that nobody uses any more.
+        // Failure means the range was never a map of ours: a mistake that must not go on.
+        unsafe { rustix::mm::munmap(base.cast(), len) }.unwrap_or_else(|errno| panic!("munmap {base:p}+{len:#x}: {errno}"));
+    }
+}
+
+/// The runs of a file's data (not holes) below `len`, by `SEEK_DATA` and `SEEK_HOLE`.
+pub fn data_runs(fd: BorrowedFd<'_>, len: u64, mut visit: impl FnMut(std::ops::Range<u64>)) -> rustix::io::Result<()> {
+    let mut at = 0;
+    while at < len {
+        let start = match rustix::fs::seek(fd, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => break,
+            other => other?,
+        };
+        let end = rustix::fs::seek(fd, SeekFrom::Hole(start))?;
+        visit(start..end.min(len));
+        at = end;
+    }
+    Ok(())
+}
