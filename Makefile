@@ -1,0 +1,97 @@
+# One command for everything. `make demo` and `make test` need only Python 3.11+, Rust and a C compiler: they set up the rest.
+# The virtual environment is .venv; stamp files in it say what has been done, so nothing is built twice.
+
+PYTHON ?= python3
+CARGO ?= cargo
+VENV := .venv
+BIN := $(VENV)/bin
+# One profile for the extension, the Rust tests and clippy: on two cores compiling the dependencies twice costs more than optimising.
+PROFILE := --release
+RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
+FUZZ_SECONDS ?= 60
+FUZZ_TARGET ?= stream
+BENCH ?= precopy
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv build dev test test-rust test-python test-long lint lint-rust lint-python fmt demo bench docs fuzz doctor pin clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.pinned ## .venv with the pinned Python tools
+
+$(VENV)/.pinned: requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Say which one: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "No virtual environment: on Debian, apt install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@touch $@
+
+build: $(VENV)/.built ## The extension, optimised, installed in .venv (only if Rust sources changed)
+
+$(VENV)/.built: $(VENV)/.pinned $(RUST) pyproject.toml
+	@command -v $(CARGO) >/dev/null || { echo "Rust 1.88 or newer is needed (cargo is not on PATH): https://rustup.rs"; exit 1; }
+	@command -v cc >/dev/null || { echo "A C compiler is needed to link (cc is not on PATH): on Debian, apt install gcc libc6-dev"; exit 1; }
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop $(PROFILE) --locked --quiet
+	@touch $@
+
+dev: build ## Everything a developer needs, then how to go on
+	@echo "Ready. source $(BIN)/activate; tests: make test, or pytest tests/unit; checks: make lint; formatting: make fmt"
+
+test: test-rust test-python ## All tests that end within minutes (QEMU's are skipped, and say so, where it is not installed)
+
+test-rust:
+	$(CARGO) test $(PROFILE) --locked --quiet -p qmig-core
+
+test-python: build
+	$(BIN)/pytest -m "not long" $(PYTEST_ARGS)
+
+test-long: build ## The tests that take longer
+	$(BIN)/pytest -m long --timeout 1800 $(PYTEST_ARGS)
+
+lint: lint-rust lint-python ## Formatting, clippy, ruff, mypy, stub against module, unsafe only where it may stand
+
+lint-rust:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(PROFILE) --locked --quiet --workspace --all-targets -- -D warnings
+	tools/check-unsafe
+
+lint-python: build
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/stubtest qmig_e2k._core --allowlist tools/stubtest-allowlist.txt
+
+fmt: venv ## Format Rust and Python
+	$(CARGO) fmt --all
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+demo: build ## Move a busy machine from one process to another, verified
+	$(BIN)/qmig-e2k demo
+
+bench: build ## Measure against QEMU and a bare loop (BENCH=precopy)
+	$(BIN)/qmig-e2k bench $(BENCH)
+
+docs: build $(VENV)/.docs ## The manual as HTML in docs/_build
+	$(BIN)/sphinx-build --fail-on-warning --quiet -b html docs docs/_build
+	@echo "docs/_build/index.html"
+
+$(VENV)/.docs: requirements/docs.txt $(VENV)/.pinned
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/docs.txt -c requirements/dev.txt
+	@touch $@
+
+fuzz: ## Fuzz the stream decoder (FUZZ_TARGET=stream FUZZ_SECONDS=60); see fuzz/README.md
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is needed: cargo install cargo-fuzz --locked"; exit 1; }
+	cd fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $(FUZZ_TARGET) -- -max_total_time=$(FUZZ_SECONDS)
+
+doctor: build ## What the kernel and the permissions allow here
+	$(BIN)/qmig-e2k doctor
+
+pin: ## Resolve the newest tools again and write them to requirements/
+	tools/pin-requirements $(PYTHON)
+
+clean: ## Remove what was built
+	rm -rf $(VENV) target fuzz/target docs/_build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis python/qmig_e2k/*.so
+	find python tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

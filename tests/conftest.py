@@ -1,0 +1,64 @@
+"""Fixtures for all tests: a real QEMU as peer, and a clear word at the end where it is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from interop.qemu_peer import QemuPeer
+
+QEMU = os.environ.get("QMIG_QEMU", "qemu-system-x86_64")
+NO_QEMU = (
+    f"{QEMU} is not installed (on Debian: apt-get install --no-install-recommends qemu-system-x86; or set QMIG_QEMU)"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses the `qemu` fixture carries the `qemu` mark, so `-m "not qemu"` leaves out exactly those."""
+    for item in items:
+        if "qemu" in getattr(item, "fixturenames", ()):
+            item.add_marker("qemu")
+
+
+@pytest.fixture(scope="session")
+def qemu_binary() -> str:
+    """Path of a real QEMU. Without one the test is skipped, or fails where QMIG_REQUIRE_QEMU=1 says that it must be there."""
+    found = shutil.which(QEMU)
+    if found:
+        return found
+    if os.environ.get("QMIG_REQUIRE_QEMU") == "1":
+        pytest.fail(f"QMIG_REQUIRE_QEMU=1, but {NO_QEMU}")
+    pytest.skip(NO_QEMU)
+
+
+@pytest.fixture
+def qemu(qemu_binary: str, tmp_path: Path) -> Iterator[Callable[..., QemuPeer]]:
+    """Starts real QEMUs: `qemu("-m", "64M", ram=path, incoming="defer")` gives a QemuPeer; all are ended after the test."""
+    from interop.qemu_peer import QemuPeer
+
+    started: list[QemuPeer] = []
+
+    def start(*arguments: str, ram: Path | None = None, incoming: str | None = None, machine: str = "none") -> QemuPeer:
+        peer = QemuPeer(
+            qemu_binary, tmp_path / f"qemu{len(started)}", *arguments, ram=ram, incoming=incoming, machine=machine
+        )
+        started.append(peer)
+        return peer
+
+    yield start
+    for peer in started:
+        peer.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says in one line how many tests had no real QEMU to talk to."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if NO_QEMU in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests against a real QEMU were skipped: {NO_QEMU}.", yellow=True)
