@@ -1,1 +1,222 @@
-//! The running migration: state words, ownership, counters, run state, events, status.
+//! The running migration as everybody sees it: run state, both statuses, ownership, counters, parameters, events.
+//!
+//! Nothing in here waits for anything: all of it may be called from any thread at any time, also while the interpreter is
+//! stuck. Whoever moves bytes (`send`, `recv`) and whoever decides (Python) write here; monitors read.
+//!
+//! Lock order: status word, then everything else; no lock is held while something foreign is called, except the queueing of an
+//! event, so that observers see events in the order of the changes.
+
+mod counters;
+mod downtime;
+mod events;
+mod hub;
+mod incoming;
+mod parameters;
+mod run_state;
+mod session;
+mod status;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use serde_json::{Map, Value, json};
+
+pub use self::counters::{Counter, Counters, Gauge, TARGET_PAGE};
+use self::downtime::DowntimeRecord;
+pub use self::downtime::Phase;
+pub use self::events::{Event, QUEUE_LIMIT, Subscription, Waker};
+use self::hub::Hub;
+use self::incoming::Incoming;
+pub use self::parameters::Parameters;
+pub use self::run_state::RunState;
+pub use self::session::{Ownership, Session};
+pub use self::status::Status;
+use crate::{Error, ErrorKind, Result};
+
+/// State of one machine's migrations.
+#[derive(Debug)]
+pub struct Control {
+    name: Option<String>,
+    hub: Arc<Hub>,
+    run_state: Mutex<RunState>,
+    outgoing: Mutex<Option<Arc<Session>>>,
+    incoming: Incoming,
+    blocked_reasons: RwLock<Vec<String>>,
+    downtime: DowntimeRecord,
+    /// Ordinary commands that had to wait behind a fault.
+    pub commands_waited: Counter,
+}
+
+impl Control {
+    /// Of a machine that has not been started.
+    pub fn new(name: Option<String>) -> Self {
+        let hub = Arc::new(Hub::default());
+        Self {
+            name,
+            run_state: Mutex::new(RunState::Prelaunch),
+            outgoing: Mutex::new(None),
+            incoming: Incoming::new(hub.clone()),
+            blocked_reasons: RwLock::default(),
+            downtime: DowntimeRecord::default(),
+            commands_waited: Counter::default(),
+            hub,
+        }
+    }
+
+    /// The machine's name (`-name`).
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Run state of the machine.
+    pub fn run_state(&self) -> RunState {
+        *self.run_state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the run state; `invalid-state` if the table does not allow it.
+    pub fn set_run_state(&self, next: RunState) -> Result<()> {
+        let mut now = self.run_state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !now.may_become(next) {
+            let text = format!("the machine cannot go from `{}` to `{}`", now.name(), next.name());
+            return Err(Error::new(ErrorKind::InvalidState, text));
+        }
+        *now = next;
+        Ok(())
+    }
+
+    /// Sends an event to every monitor and subscriber.
+    pub fn event(&self, name: &str, data: Option<Value>) {
+        self.hub.bus.emit(name, data);
+    }
+
+    /// Events from now on; `waker`, which must not block, is called after each.
+    pub fn subscribe(&self, waker: Option<Waker>) -> Subscription {
+        self.hub.bus.subscribe(waker)
+    }
+
+    /// The present parameters; look again whenever they matter.
+    pub fn parameters(&self) -> Arc<Parameters> {
+        self.hub.parameters()
+    }
+
+    /// Replaces the parameters at once.
+    pub fn set_parameters(&self, parameters: Parameters) {
+        self.hub.set_parameters(parameters);
+    }
+
+    /// True if the capability is on.
+    pub fn capability(&self, name: &str) -> bool {
+        self.hub.capability(name)
+    }
+
+    /// Replaces the set of capabilities that are on.
+    pub fn set_capabilities(&self, enabled: impl IntoIterator<Item = String>) {
+        self.hub.set_capabilities(enabled);
+    }
+
+    /// Why the machine cannot migrate now; empty if it can.
+    pub fn set_blocked_reasons(&self, reasons: Vec<String>) {
+        *self.blocked_reasons.write().unwrap_or_else(PoisonError::into_inner) = reasons;
+    }
+
+    /// The present or last outgoing migration.
+    pub fn outgoing(&self) -> Option<Arc<Session>> {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Status of the present or last outgoing migration.
+    pub fn outgoing_status(&self) -> Status {
+        self.outgoing().map_or(Status::None, |session| session.status())
+    }
+
+    /// Starts an outgoing migration in status `setup`. Fails with `invalid-state` until the one before was finished.
+    pub fn begin_outgoing(&self) -> Result<Arc<Session>> {
+        let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = outgoing.as_ref()
+            && !session.finished()
+        {
+            let text = format!("a migration is under way already (status `{}`); wait for its end or cancel it", session.status().name());
+            return Err(Error::new(ErrorKind::InvalidState, text));
+        }
+        self.downtime.clear();
+        let session = Arc::new(Session::new(self.hub.clone())?);
+        *outgoing = Some(session.clone());
+        Ok(session)
+    }
+
+    /// True unless the machine was given away by the last outgoing migration.
+    pub fn owned(&self) -> bool {
+        self.outgoing().is_none_or(|session| session.owned())
+    }
+
+    /// `migrate_cancel`: true if an outgoing migration will end as `cancelled`. Never blocks.
+    pub fn cancel(&self) -> bool {
+        self.outgoing().is_some_and(|session| session.request_cancel())
+    }
+
+    /// Status of the incoming migration: `none` until a source has connected.
+    pub fn incoming_status(&self) -> Status {
+        self.incoming.status()
+    }
+
+    /// Starts an incoming migration and says `setup` to everybody. `invalid-state` while one is under way.
+    pub fn begin_incoming(&self) -> Result<()> {
+        self.downtime.clear();
+        self.incoming.begin()
+    }
+
+    /// Compare-and-swap of the incoming status with its event.
+    pub fn set_incoming_status(&self, old: Status, new: Status) -> bool {
+        self.incoming.transition(old, new)
+    }
+
+    /// The incoming migration failed; its first error is kept and the addresses are forgotten.
+    pub fn fail_incoming(&self, error: Error) {
+        self.incoming.fail(error);
+    }
+
+    /// Where the destination listens, in the shape of `socket-address`.
+    pub fn set_socket_addresses(&self, addresses: Option<Value>) {
+        self.incoming.set_addresses(addresses);
+    }
+
+    /// One entry of `x-downtime`.
+    pub fn note_time(&self, phase: Phase, microseconds: u64) {
+        self.downtime.note(phase, microseconds);
+    }
+
+    /// What one device's state took.
+    pub fn note_device_time(&self, device: &str, microseconds: u64) {
+        self.downtime.note_device(device, microseconds);
+    }
+
+    /// The answer to `query-status`.
+    pub fn query_status(&self) -> Value {
+        let state = self.run_state();
+        json!({ "status": state.name(), "singlestep": false, "running": state == RunState::Running })
+    }
+
+    /// The answer to `query-migrate`: the destination's part, then the source's over it.
+    pub fn query_migrate(&self) -> Value {
+        let mut answer = Map::new();
+        self.incoming.query(&mut answer);
+        let blocked = self.blocked_reasons.read().unwrap_or_else(PoisonError::into_inner);
+        if !blocked.is_empty() {
+            answer.insert("blocked-reasons".into(), json!(*blocked));
+        }
+        drop(blocked);
+        if let Some(session) = self.outgoing() {
+            answer.remove("error-desc");
+            session.query(&mut answer);
+        }
+        if let Some(times) = self.downtime.to_json() {
+            answer.insert("x-downtime".into(), times);
+        }
+        if answer.contains_key("ram") {
+            answer.insert("x-commands-waited".into(), self.commands_waited.get().into());
+        }
+        Value::Object(answer)
+    }
+}

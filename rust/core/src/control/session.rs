@@ -1,0 +1,282 @@
+//! One outgoing migration: status, ownership, first error, counters and times.
+//!
+//! ```text
+//!            commit()                      fail()
+//!     Mine ───────────► Committed ─────────────────► failed, `ownership-unknown`: the machine never resumes here by itself
+//!      │ cancel(), fail(), finish()
+//!      └───────────────► Withdrawn ─────────────────► cancelled or failed: the machine goes on here
+//! ```
+//!
+//! `commit` is one compare-and-swap; a cancel and every failure go through the same word, so the machine is never run by both
+//! sides. The status becomes final in `finish` only (or by an explicit change to `completed`), which the owner calls when the
+//! machine is where it belongs: who sees a final status may act at once.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use super::counters::Counters;
+use super::hub::Hub;
+use super::status::{Status, StatusWord};
+use crate::channel::Cancel;
+use crate::{Error, ErrorKind, Result};
+
+/// Who may run the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Ownership {
+    /// The source; it may still be given away.
+    Mine,
+    /// The destination, from the source's point of view for good.
+    Committed,
+    /// The source for good: this migration can give nothing away any more.
+    Withdrawn,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    start: Instant,
+    setup_start: Instant,
+    setup: Option<Duration>,
+    stopped: Option<Instant>,
+    end: Option<Instant>,
+}
+
+/// One attempt to give the machine away.
+#[derive(Debug)]
+pub struct Session {
+    /// Set by cancel and by every failure: ends all that waits or moves bytes.
+    pub cancel: Cancel,
+    /// Statistics; reset by being new.
+    pub counters: Counters,
+    hub: Arc<Hub>,
+    status: StatusWord,
+    ownership: AtomicU8,
+    finished: AtomicBool,
+    error: Mutex<Option<Error>>,
+    times: Mutex<Times>,
+    dirty_log: Mutex<Option<&'static str>>,
+}
+
+impl Session {
+    /// A new attempt in status `setup`. Fails with `io` when no descriptor is left.
+    pub(super) fn new(hub: Arc<Hub>) -> Result<Self> {
+        let now = Instant::now();
+        let session = Self {
+            cancel: Cancel::new()?,
+            counters: Counters::default(),
+            status: StatusWord::new(Status::None),
+            ownership: AtomicU8::new(Ownership::Mine as u8),
+            finished: AtomicBool::new(false),
+            error: Mutex::new(None),
+            times: Mutex::new(Times { start: now, setup_start: now, setup: None, stopped: None, end: None }),
+            dirty_log: Mutex::new(None),
+            hub,
+        };
+        session.counters.expected_downtime.set(session.hub.parameters().downtime_limit);
+        session.transition(Status::None, Status::Setup);
+        Ok(session)
+    }
+
+    /// The present status.
+    pub fn status(&self) -> Status {
+        self.status.get()
+    }
+
+    /// Compare-and-swap of the status with its MIGRATION event; false if it was not `old`, or if an error is recorded already.
+    /// Towards `cancelling` and `cancelled` it needs a machine that is still ours.
+    pub fn transition(&self, old: Status, new: Status) -> bool {
+        let decide = |now| {
+            let refused = now != old || self.lock_error().is_some();
+            let keeps = matches!(new, Status::Cancelling | Status::Cancelled | Status::Failed);
+            (!refused && (!keeps || self.withdraw() || new == Status::Failed)).then_some(new)
+        };
+        self.change(decide).is_some()
+    }
+
+    /// The commit point: true if the machine is given away from here on. False if a cancel or a failure came first.
+    pub fn commit(&self) -> bool {
+        self.claim(Ownership::Committed)
+    }
+
+    /// Keeps the machine: true if nothing was committed, and then nothing ever will be.
+    pub fn withdraw(&self) -> bool {
+        self.claim(Ownership::Withdrawn)
+    }
+
+    /// True while the source may still run the machine.
+    pub fn owned(&self) -> bool {
+        self.ownership() != Ownership::Committed
+    }
+
+    /// Who may run the machine now.
+    pub fn ownership(&self) -> Ownership {
+        let value = self.ownership.load(Ordering::SeqCst);
+        // Only `claim` and `new` write the word.
+        [Ownership::Mine, Ownership::Committed].into_iter().find(|o| *o as u8 == value).unwrap_or(Ownership::Withdrawn)
+    }
+
+    fn claim(&self, wanted: Ownership) -> bool {
+        let swap = self.ownership.compare_exchange(Ownership::Mine as u8, wanted as u8, Ordering::SeqCst, Ordering::SeqCst);
+        swap.is_ok() || swap == Err(wanted as u8)
+    }
+
+    /// Records the first error, keeps the machine if it can, and ends all that waits. After a commit the error becomes
+    /// `ownership-unknown`. The status becomes `failed` (or `cancelled` after a cancel) in `finish`.
+    pub fn fail(&self, error: Error) {
+        self.change(|now| {
+            if !now.is_final() {
+                self.record(error);
+            }
+            None
+        });
+        self.cancel.set();
+    }
+
+    /// Called with the status held still.
+    fn record(&self, mut error: Error) {
+        if !self.withdraw() {
+            error.kind = ErrorKind::OwnershipUnknown;
+            error.message += "; the machine was handed over already, so it stays stopped here: look whether the destination runs it before you say `cont`";
+        }
+        self.lock_error().get_or_insert(error);
+    }
+
+    /// The first error.
+    pub fn error(&self) -> Option<Error> {
+        self.lock_error().clone()
+    }
+
+    /// Asks for a cancel: true if the migration will end as `cancelled`. Without effect if it has failed, has ended, was
+    /// cancelled or was committed already. Never blocks.
+    pub fn request_cancel(&self) -> bool {
+        let decide = |now: Status| {
+            let possible = now.is_cancellable() && self.lock_error().is_none() && self.withdraw();
+            possible.then_some(Status::Cancelling)
+        };
+        let cancelled = self.change(decide).is_some();
+        if cancelled {
+            self.cancel.set();
+        }
+        cancelled
+    }
+
+    /// Reaches the final status and freezes the times: `cancelled` after a cancel, `failed` after an error, else `completed` if
+    /// the machine was committed, and `failed` if it was not. Idempotent.
+    pub fn finish(&self) -> Status {
+        self.change(|now| match now {
+            Status::Completed | Status::Failed | Status::Cancelled => None,
+            Status::Cancelling => Some(Status::Cancelled),
+            _ if self.lock_error().is_some() => Some(Status::Failed),
+            _ if self.withdraw() => {
+                self.record(Error::new(ErrorKind::InvalidState, "the migration ended before the machine was handed over"));
+                Some(Status::Failed)
+            }
+            _ => Some(Status::Completed),
+        });
+        self.finished.store(true, Ordering::Release);
+        self.cancel.set();
+        self.status()
+    }
+
+    /// True once `finish` was called: nobody works for this session any more.
+    pub fn finished(&self) -> bool {
+        self.finished.load(Ordering::Acquire)
+    }
+
+    /// The connection stands: the setup stage is timed from here.
+    pub fn mark_setup_start(&self) {
+        self.lock_times().setup_start = Instant::now();
+    }
+
+    /// The setup stage has been written.
+    pub fn mark_setup_end(&self) {
+        let mut times = self.lock_times();
+        times.setup = Some(times.setup_start.elapsed());
+    }
+
+    /// The machine has just been stopped for the switchover: downtime counts from here.
+    pub fn mark_stopped(&self) {
+        self.lock_times().stopped = Some(Instant::now());
+    }
+
+    /// Which dirty log the blocks use: `wp-async` or `explicit`.
+    pub fn set_dirty_log(&self, kind: &'static str) {
+        *self.dirty_log.lock().unwrap_or_else(PoisonError::into_inner) = Some(kind);
+    }
+
+    /// Tells monitors the end of dirty sync number `n`, if they asked for events.
+    pub fn migration_pass(&self, n: u64) {
+        if self.hub.events_enabled() {
+            self.hub.bus.emit("MIGRATION_PASS", Some(json!({ "pass": n })));
+        }
+    }
+
+    fn change(&self, decide: impl FnOnce(Status) -> Option<Status>) -> Option<Status> {
+        self.status.change(decide, |new| {
+            if new.is_final() {
+                self.freeze(new);
+            }
+            self.hub.migration_event(new);
+        })
+    }
+
+    fn freeze(&self, status: Status) {
+        let mut times = self.lock_times();
+        let end = Instant::now();
+        times.end = Some(end);
+        if status == Status::Completed {
+            let flowing = (end - times.start).saturating_sub(times.setup.unwrap_or_default());
+            let seconds = flowing.as_secs_f64().max(0.001);
+            #[allow(clippy::cast_precision_loss)] // a rate for people
+            self.counters.mbps.set(self.counters.transferred.get() as f64 * 8.0 / seconds / 1e6);
+        }
+    }
+
+    /// The source's part of query-migrate (control-plane 4.3, 7.2).
+    pub(super) fn query(&self, into: &mut Map<String, Value>) {
+        let status = self.status();
+        if status == Status::None {
+            return;
+        }
+        into.insert("status".into(), status.name().into());
+        if status == Status::Failed
+            && let Some(error) = self.error()
+        {
+            into.insert("error-desc".into(), error.to_string().into());
+        }
+        if matches!(status, Status::Setup | Status::Cancelled | Status::Failed | Status::WaitUnplug | Status::Colo) {
+            return;
+        }
+        let times = *self.lock_times();
+        let total = times.end.unwrap_or_else(Instant::now) - times.start;
+        into.insert("total-time".into(), millis(total));
+        match (status, times.end) {
+            (Status::Completed, Some(end)) => {
+                into.insert("downtime".into(), millis(times.stopped.map_or(Duration::ZERO, |stop| end - stop)));
+            }
+            _ => {
+                into.insert("expected-downtime".into(), self.counters.expected_downtime.get().into());
+            }
+        }
+        into.insert("setup-time".into(), millis(times.setup.unwrap_or_default()));
+        into.insert("ram".into(), self.counters.to_json(status == Status::Completed));
+        if let Some(kind) = *self.dirty_log.lock().unwrap_or_else(PoisonError::into_inner) {
+            into.insert("x-dirty-log".into(), kind.into());
+        }
+    }
+
+    fn lock_error(&self) -> MutexGuard<'_, Option<Error>> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_times(&self) -> MutexGuard<'_, Times> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn millis(time: Duration) -> Value {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).into()
+}
