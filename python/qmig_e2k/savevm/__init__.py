@@ -1,1 +1,32 @@
 """What a stream consists of besides RAM: handlers, their order, configuration and globalstate."""
+
+from qmig_e2k.savevm.clock import VirtualClock, timer_description
+from qmig_e2k.savevm.configuration import Configuration, check_configuration, stream_head, stream_tail
+from qmig_e2k.savevm.globalstate import GlobalState
+from qmig_e2k.savevm.handlers import Handler, RamHandler, SaveVmHandler, VmStateHandler
+from qmig_e2k.savevm.profile import Profile
+from qmig_e2k.savevm.registry import Entry, Registry
+from qmig_e2k.savevm.sections import SavedDevices, end_section, load_section, part_section, save_full, start_section
+
+__all__ = [
+    "Configuration",
+    "Entry",
+    "GlobalState",
+    "Handler",
+    "Profile",
+    "RamHandler",
+    "Registry",
+    "SaveVmHandler",
+    "SavedDevices",
+    "VirtualClock",
+    "VmStateHandler",
+    "check_configuration",
+    "end_section",
+    "load_section",
+    "part_section",
+    "save_full",
+    "start_section",
+    "stream_head",
+    "stream_tail",
+    "timer_description",
+]

@@ -1,0 +1,309 @@
+"""Fields of many plain elements: integer arrays, buffers, bitmaps and the holes of removed fields.
+
+Values live in lists, numpy arrays, bytes or bytearrays; numpy arrays are converted in bulk. What arrives is written
+into the destination's container in place, so views of it stay valid. Counts and sizes from other members are checked
+against the destination before anything is read (spec/stream.md 14.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableSequence, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qmig_e2k.vmstate.description import MISSING, JsonObject, VMStateField
+from qmig_e2k.vmstate.kinds import Kind, read_bytes, uint64
+from qmig_e2k.vmstate.refusal import Place, Refusal
+
+if TYPE_CHECKING:
+    from qmig_e2k.vmstate.engine import Loader, Saver
+
+MAX_ALLOCATION = 1 << 30
+"""Largest array in bytes that a count from the wire may make us allocate."""
+
+_COUNT_LIMITS = {"uint8": 0xFF, "uint16": 0xFFFF, "int32": 0x7FFF_FFFF, "uint32": 0x7FFF_FFFF}
+
+
+class Count:
+    """Number of elements: a constant, or another member that travels before the array.
+
+    Peers read every count as int32; a negative or larger one is refused here.
+    """
+
+    __slots__ = ("_member", "_times", "constant", "limit")
+
+    def __init__(self, count: int | str, *, kind: str = "int32", times: int = 1) -> None:
+        self.constant = isinstance(count, int)
+        self.limit = _COUNT_LIMITS[kind]
+        self._member = _Member(count) if isinstance(count, str) else count
+        self._times = times
+
+    def of(self, obj: Any) -> int:
+        """The number for `obj`."""
+        if isinstance(self._member, int):
+            return self._member * self._times
+        count = int(self._member.get(obj)) * self._times
+        if not 0 <= count <= self.limit:
+            raise Refusal(f"{self._member.name} gives {count} elements, 0 to {self.limit} are possible")
+        return count
+
+
+class _Member(VMStateField):
+    """Only the way to a member that holds a count."""
+
+    __slots__ = ()
+
+    def save(self, saver: Saver, obj: Any, label: str, out: list[JsonObject] | None) -> None:
+        raise NotImplementedError
+
+    def load(self, loader: Loader, obj: Any) -> None:
+        raise NotImplementedError
+
+
+def array_entries(
+    saver: Saver, label: str, kind: str, size: int, count: int, *, compressible: bool
+) -> list[JsonObject]:
+    """JSON entries of `count` elements that all look alike (spec/stream.md 2.6.1)."""
+    if compressible or count == 1:
+        head: dict[str, Any] = {"name": label}
+        if count > 1:
+            head["array_len"] = count
+        return [head | {"type": kind, "size": size}] if count else []
+    return [{"name": label} | index_member(saver, i, count) | {"type": kind, "size": size} for i in range(count)]
+
+
+def index_member(saver: Saver, index: int, count: int) -> dict[str, int]:
+    """The `index` member; 10.0 counts from the current element on, so its last one has none."""
+    left = count - index if saver.format == "10.0" else count
+    return {"index": index} if left > 1 else {}
+
+
+class ArrayField(VMStateField):
+    """`count` plain elements of one kind, row-major, from element `start` of the container on."""
+
+    __slots__ = ("_alloc", "_count", "_start", "kind", "type_name")
+
+    def __init__(
+        self, name: str, kind: Kind, count: Count, *, start: int = 0, alloc: bool = False, **options: Any
+    ) -> None:
+        super().__init__(name, **options)
+        self.kind = kind
+        self.type_name = kind.name
+        self._count = count
+        self._start = start
+        self._alloc = alloc
+
+    def save(self, saver: Saver, obj: Any, label: str, out: list[JsonObject] | None) -> None:
+        count = self._count.of(obj)
+        values = part(self.get(obj), self._start, count)
+        if self.kind.packs:
+            saver.writer.write(self.kind.pack(values))
+            sizes = self.kind.size
+        else:
+            sizes = self._save_each(saver, values)
+        if out is not None:
+            out += array_entries(saver, label, self.type_name, sizes, count, compressible=self.compressible)
+
+    def _save_each(self, saver: Saver, values: Sequence[Any]) -> int:
+        """Elements of no fixed size; returns the first one's."""
+        first = 0
+        for index, value in enumerate(values):
+            start = len(saver.writer)
+            with Place(index + self._start):
+                self.kind.write(saver.writer, value)
+            first = first or len(saver.writer) - start
+        return first
+
+    def load(self, loader: Loader, obj: Any) -> None:
+        count = self._count.of(obj)
+        old = self.peek(obj)
+        absent = old is MISSING or old is None
+        fresh = self._alloc or (absent and self._count.constant)
+        if fresh:
+            if count * self.kind.size > MAX_ALLOCATION:
+                raise Refusal(f"{count} elements of {self.kind.size} bytes exceed the limit of {MAX_ALLOCATION} bytes")
+            values = self._read(loader, count, ())
+            if isinstance(old, np.ndarray):
+                loader.put(self, obj, np.asarray(values).astype(old.dtype), old)
+            else:
+                loader.put(self, obj, [0] * self._start + plain(values), old)
+            return
+        have = 0 if absent else length(old)
+        if self._start + count > have:
+            raise Refusal(f"{count} elements do not fit: there is room for {max(have - self._start, 0)}")
+        loader.put(self, obj, fill(loader, old, self._start, self._read(loader, count, old)), old)
+
+    def _read(self, loader: Loader, count: int, old: Any) -> Any:
+        reader, kind = loader.reader, self.kind
+        if kind.bulk:
+            return kind.unpack(read_bytes(reader, count * kind.size))
+        flat = part(old, 0, length(old)) if len(old) else old
+        values = []
+        for index in range(self._start, self._start + count):
+            at = reader.offset
+            with Place(index, at):
+                values.append(kind.read(reader, flat[index] if index < len(flat) else MISSING))
+        return values
+
+
+def length(container: Any) -> int:
+    """Number of elements, nested lists flattened."""
+    if isinstance(container, np.ndarray):
+        return container.size
+    return sum(map(len, container)) if len(container) and isinstance(container[0], list) else len(container)
+
+
+def part(container: Any, start: int, count: int) -> Any:
+    """Elements `start` to `start + count` of a container, nested lists flattened."""
+    if container is None:
+        raise Refusal("holds nothing; the pointer must be valid")
+    if isinstance(container, np.ndarray):
+        container = container if container.ndim == 1 else container.reshape(-1)
+    elif len(container) and isinstance(container[0], list):
+        container = [value for row in container for value in row]
+    if start + count > len(container):
+        raise Refusal(f"holds {len(container)} elements, {start + count} are to be written")
+    return container if start == 0 and count == len(container) else container[start : start + count]
+
+
+def plain(values: Any) -> list[Any]:
+    """A list of Python numbers."""
+    return values.tolist() if isinstance(values, np.ndarray) else list(values)
+
+
+def fill(loader: Loader, container: Any, start: int, values: Any) -> Any:
+    """`container` with `values` from `start` on: changed in place, or a new one if it is immutable."""
+    count = len(values)
+    if isinstance(container, np.ndarray):
+        values = np.asarray(values)
+        if not np.can_cast(values.dtype.newbyteorder("="), container.dtype, "safe"):
+            raise Refusal(f"the destination's array of {container.dtype} cannot hold {values.dtype.newbyteorder('=')}")
+        loader.on_undo(_refill, container, container.copy())
+        if container.ndim == 1:
+            container[start : start + count] = values
+        else:
+            container.flat[start : start + count] = values
+    elif not isinstance(container, MutableSequence):
+        return type(container)([*container[:start], *plain(values), *container[start + count :]])
+    elif len(container) and isinstance(container[0], list):
+        _fill_rows(loader, container, start, plain(values))
+    else:
+        loader.on_undo(container.__setitem__, slice(start, start + count), list(container[start : start + count]))
+        container[start : start + count] = plain(values)
+    return container
+
+
+def _refill(container: np.ndarray[Any, Any], old: np.ndarray[Any, Any]) -> None:
+    container[...] = old
+
+
+def _fill_rows(loader: Loader, rows: Any, start: int, values: list[Any]) -> None:
+    position = 0
+    for row in rows:
+        first, last = max(start - position, 0), min(start + len(values) - position, len(row))
+        if first < last:
+            loader.on_undo(row.__setitem__, slice(first, last), row[first:last])
+            row[first:last] = values[position + first - start : position + last - start]
+        position += len(row)
+
+
+class BufferField(VMStateField):
+    """Raw bytes: `size` of them (a constant, or a member times a constant) from byte `start` of the buffer on."""
+
+    __slots__ = ("_alloc", "_size", "_start")
+    type_name = "buffer"
+
+    def __init__(self, name: str, size: Count, *, start: int = 0, alloc: bool = False, **options: Any) -> None:
+        super().__init__(name, **options)
+        self._size = size
+        self._start = start
+        self._alloc = alloc
+
+    def save(self, saver: Saver, obj: Any, label: str, out: list[JsonObject] | None) -> None:
+        size = self._size.of(obj)
+        value = self.get(obj)
+        if value is None:
+            raise Refusal("holds no buffer")
+        view = memoryview(value).cast("B")
+        if self._start + size > len(view):
+            raise Refusal(f"the buffer holds {len(view)} bytes, {self._start + size} are to be written")
+        saver.writer.write(view[self._start : self._start + size])
+        if out is not None:
+            out.append({"name": label, "type": "buffer", "size": size})
+
+    def load(self, loader: Loader, obj: Any) -> None:
+        size = self._size.of(obj)
+        old = self.peek(obj)
+        if self._alloc:
+            if size > MAX_ALLOCATION:
+                raise Refusal(f"{size} bytes exceed the limit of {MAX_ALLOCATION}")
+            raw = read_bytes(loader.reader, size)
+            loader.put(self, obj, bytearray(raw) if isinstance(old, bytearray) else raw, old)
+            return
+        empty = old is MISSING or old is None
+        have = memoryview(old).nbytes if not empty else self._start + size if self._size.constant else 0
+        if self._start + size > have:
+            raise Refusal(f"{size} bytes do not fit: there is room for {max(have - self._start, 0)}")
+        raw = read_bytes(loader.reader, size)
+        if empty:
+            loader.put(self, obj, bytes(self._start) + raw, old)
+        elif isinstance(old, bytes):
+            loader.put(self, obj, old[: self._start] + raw + old[self._start + size :], old)
+        else:
+            view = memoryview(old).cast("B")
+            loader.on_undo(
+                view.__setitem__, slice(self._start, self._start + size), bytes(view[self._start : self._start + size])
+            )
+            view[self._start : self._start + size] = raw
+
+
+class BitmapField(VMStateField):
+    """`bits` bits as 64-bit words: a list or numpy uint64 array of words, bit i in word i // 64."""
+
+    __slots__ = ("_bits",)
+    type_name = "bitmap"
+
+    def __init__(self, name: str, bits: Count, **options: Any) -> None:
+        super().__init__(name, **options)
+        self._bits = bits
+
+    def save(self, saver: Saver, obj: Any, label: str, out: list[JsonObject] | None) -> None:
+        words = -(-self._bits.of(obj) // 64)
+        saver.writer.write(uint64.pack(part(self.get(obj), 0, words)))
+        if out is not None:
+            out.append({"name": label, "type": "bitmap", "size": 8 * words})
+
+    def load(self, loader: Loader, obj: Any) -> None:
+        bits = self._bits.of(obj)
+        old = self.peek(obj)
+        room = 0 if old is MISSING or old is None else 64 * len(old)
+        if bits > room:
+            raise Refusal(f"{bits} bits do not fit: there is room for {room}")
+        words = -(-bits // 64)
+        loader.put(self, obj, fill(loader, old, 0, uint64.unpack(read_bytes(loader.reader, 8 * words))), old)
+
+
+class UnusedField(VMStateField):
+    """Bytes of a removed field: zeros are written, anything is skipped."""
+
+    __slots__ = ("_count", "_size")
+    type_name = "unused_buffer"
+
+    def __init__(self, count: Count, size: int, **options: Any) -> None:
+        super().__init__("unused", **options)
+        self._count = count
+        self._size = size
+
+    def save(self, saver: Saver, obj: Any, label: str, out: list[JsonObject] | None) -> None:
+        count = self._count.of(obj)
+        saver.writer.zeros(count * self._size)
+        if out is not None:
+            out += array_entries(saver, label, self.type_name, self._size, count, compressible=self.compressible)
+
+    def load(self, loader: Loader, obj: Any) -> None:
+        left = self._count.of(obj) * self._size
+        while left:
+            step = min(left, 1 << 20)
+            loader.reader.skip(step)
+            left -= step

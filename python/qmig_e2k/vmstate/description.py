@@ -1,0 +1,185 @@
+"""`VMStateDescription`: the table that says what of a device travels, and `VMStateField`, the face of one row of it.
+
+A description is data: it holds no device state and may be shared by any number of machines and threads. The engine
+(`engine.py`) walks it; the rows themselves are in `kinds.py`, `arrays.py` and `structs.py`, made by `fields.py`.
+Rules: spec/stream.md 3.2 to 3.7.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from qmig_e2k._core import Reader
+    from qmig_e2k.vmstate.engine import Loader, Saver
+
+Format = Literal["2.9", "7.2", "10.0"]
+Exists = Callable[[Any, int], bool]
+
+MISSING: Any = object()
+
+
+class Members(list[tuple[str, Any]]):
+    """A JSON object whose member names may repeat (lists of several elements, spec/stream.md 2.6.1)."""
+
+
+JsonObject = dict[str, Any] | Members
+
+
+def peek_attribute(obj: Any, name: str) -> Any:
+    """Value of `name` in a dict or on an object; MISSING if there is none."""
+    if isinstance(obj, Mapping):
+        return obj.get(name, MISSING)
+    return getattr(obj, name, MISSING)
+
+
+class VMStateField(ABC):
+    """One row of a description.
+
+    Attributes:
+        name: name in the JSON description and in error paths.
+        version: first stream version that has the field (ignored when `exists` is given).
+        exists: test `(obj, version) -> bool`; the only criterion when present.
+        must_exist: a failing test refuses the stream instead of leaving the field out.
+        type_name: `type` member of the JSON description.
+    """
+
+    __slots__ = ("_owners", "attribute", "exists", "must_exist", "name", "version")
+    type_name: str = "unknown"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        version: int = 0,
+        exists: Exists | None = None,
+        must_exist: bool = False,
+        attr: str | None = None,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.exists = exists
+        self.must_exist = must_exist
+        # `.` is the object itself: a base class described by a nested description of its own
+        path = (attr or name).split(".") if attr != "." else [""]
+        self._owners, self.attribute = tuple(path[:-1]), path[-1]
+
+    # -- where the value lives
+
+    def owner(self, obj: Any) -> Any:
+        """The object that holds the value: `obj`, or what the dotted attribute leads to."""
+        for name in self._owners:
+            obj = obj[name] if isinstance(obj, Mapping) else getattr(obj, name)
+        return obj
+
+    def get(self, obj: Any) -> Any:
+        """The value; AttributeError or KeyError if there is none."""
+        owner = self.owner(obj)
+        if not self.attribute:
+            return owner
+        return owner[self.attribute] if isinstance(owner, Mapping) else getattr(owner, self.attribute)
+
+    def peek(self, obj: Any) -> Any:
+        """The value, or MISSING."""
+        return peek_attribute(self.owner(obj), self.attribute) if self.attribute else obj
+
+    # -- what the engine calls
+
+    def present(self, obj: Any, version: int) -> bool:
+        """True if a stream of `version` has the field."""
+        return self.exists(obj, version) if self.exists is not None else self.version <= version
+
+    @property
+    def compressible(self) -> bool:
+        """One JSON entry may stand for all elements of an array of this field."""
+        return self.exists is None
+
+    @abstractmethod
+    def save(self, saver: Saver, obj: Any, label: str, out: list[JsonObject] | None) -> None:
+        """Write the field of `obj`; append its JSON entries, named `label`, to `out` unless that is None."""
+
+    @abstractmethod
+    def load(self, loader: Loader, obj: Any) -> None:
+        """Read the field into `obj`."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class VMStateDescription:
+    """What of a device travels, and in which versions.
+
+    Hooks return nothing; they refuse by raising (any exception; its text reaches the user with device, path and
+    offset). For the sake of ported code a hook may return 0, but any other result is a refusal too.
+
+    Attributes:
+        name: section name suffix, or the full name of a subsection (begins with the owner's name).
+        version_id: version written, and the highest accepted.
+        fields: rows in stream order.
+        minimum_version_id: lowest version that `fields` can read; when not given, `version_id`.
+        subsections: descriptions of optional parts, in stream order.
+        needed: whether the section or subsection is written; never asked on load. None: always.
+        pre_load: called before the first field is read.
+        post_load: called with the stream version when all is read; checks and recomputes.
+        pre_save: called before `needed` of the subsections and before the first field is written.
+        post_save: called after everything was written, or writing failed.
+        load_state_old: reads the whole payload of versions from `minimum_version_id_old` up to `minimum_version_id`.
+        unmigratable: a machine with this device can be neither saved nor loaded.
+        priority: higher is saved first (spec/stream.md 3.10).
+    """
+
+    name: str
+    version_id: int = 1
+    fields: Sequence[VMStateField] = ()
+    minimum_version_id: int = -1
+    subsections: Sequence[VMStateDescription] = ()
+    needed: Callable[[Any], bool] | None = None
+    pre_load: Callable[[Any], object] | None = None
+    post_load: Callable[[Any, int], object] | None = None
+    pre_save: Callable[[Any], object] | None = None
+    post_save: Callable[[Any], object] | None = None
+    load_state_old: Callable[[Any, Reader, int], object] | None = None
+    minimum_version_id_old: int = -1
+    unmigratable: bool = False
+    priority: int = 0
+    plan: tuple[tuple[VMStateField, str], ...] = field(init=False, repr=False)
+    compressible: bool = field(init=False, repr=False)
+    wire_name: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)  # frozen only from here on
+
+        wire_name = self.name.encode()
+        if not 1 <= len(wire_name) <= 255:
+            raise ValueError(f"description name {self.name!r} is {len(wire_name)} bytes long, 1 to 255 are possible")
+        put("wire_name", wire_name)
+        put("fields", tuple(self.fields))
+        put("subsections", tuple(self.subsections))
+        if self.minimum_version_id < 0:
+            put("minimum_version_id", self.version_id)
+        if not 0 <= self.minimum_version_id <= self.version_id < 1 << 31:
+            raise ValueError(
+                f"{self.name}: versions must rise: minimum {self.minimum_version_id}, current {self.version_id}"
+            )
+        if self.load_state_old is not None and not 0 <= self.minimum_version_id_old <= self.minimum_version_id:
+            raise ValueError(f"{self.name}: load_state_old needs minimum_version_id_old below minimum_version_id")
+        names = [sub.name for sub in self.subsections]
+        for name in names:
+            if not name.startswith(self.name) or name == self.name:
+                raise ValueError(f"subsection {name!r} must begin with its owner's name, e.g. {self.name}/part")
+        if len(set(names)) != len(names):
+            raise ValueError(f"{self.name}: two subsections have the same name")
+        count = Counter(row.name for row in self.fields)
+        seen: Counter[str] = Counter()
+        plan = []
+        for row in self.fields:
+            label = row.name
+            if count[label] > 1:
+                label = f"{row.name}[{seen[row.name]}]"
+                seen[row.name] += 1
+            plan.append((row, label))
+        put("plan", tuple(plan))
+        put("compressible", not self.subsections and all(row.compressible for row in self.fields))

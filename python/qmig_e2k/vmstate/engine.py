@@ -1,0 +1,280 @@
+"""The engine: walks a description and moves bytes between an object and a stream, describing itself in the same pass.
+
+`save` and `load` are for whoever owns the section around the payload (savevm). Fields call back into `Saver` and
+`Loader` for nested descriptions. Rules: spec/stream.md 3.3 (algorithm), 3.6 (subsections), 2.6 (JSON), 14.2 (limits).
+
+A load that fails gives every field that it had changed its old value back; what hooks did is not undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from qmig_e2k.errors import MigrationError, StreamError
+from qmig_e2k.vmstate.description import MISSING, Format, JsonObject, VMStateDescription, VMStateField
+from qmig_e2k.vmstate.refusal import Place, Refusal
+
+if TYPE_CHECKING:
+    from qmig_e2k._core import Reader, Writer
+
+SUBSECTION = 0x05
+MAX_NESTING = 64
+"""Descriptions inside descriptions: they are static and shallow, this only stops one that contains itself."""
+
+
+def save(
+    description: VMStateDescription,
+    obj: Any,
+    writer: Writer,
+    *,
+    format: Format = "7.2",  # noqa: A002 - the contract's word
+    version: int | None = None,
+    describe: bool = True,
+    path: str = "",
+) -> JsonObject:
+    """Write the payload of `obj` (no section header, no footer).
+
+    Args:
+        description: what to write.
+        obj: object or dict that holds the values.
+        writer: where the bytes go.
+        format: QEMU generation whose rules apply (field versions, JSON of arrays).
+        version: version to write, if not `version_id`.
+        describe: build the JSON description too (else the result is empty).
+        path: prefix for errors, `device/instance`.
+
+    Returns:
+        Members `vmsd_name`, `version`, `fields` and, if any was written, `subsections`.
+
+    Raises:
+        MigrationError: `device-state`: a value that does not fit, a hook that refuses, or an unmigratable device.
+    """
+    try:
+        made = Saver(writer, format).body(
+            description, obj, description.version_id if version is None else version, describe=describe
+        )
+    except Refusal as refusal:
+        raise refusal.migration_error(path or description.name) from refusal.__cause__
+    return made if made is not None else {}
+
+
+def load(description: VMStateDescription, obj: Any, reader: Reader, version: int, *, path: str = "") -> None:
+    """Read a payload of `version` into `obj`.
+
+    Args:
+        description: what to expect.
+        obj: object or dict whose values are set; arrays are filled in place.
+        reader: positioned at the first byte of the payload; afterwards at the first byte behind it.
+        version: version from the section header.
+        path: prefix for errors, `device/instance`.
+
+    Raises:
+        StreamError: refused, with offset and path; the fields of `obj` have their old values again.
+        MigrationError: the channel failed or was cancelled.
+    """
+    loader = Loader(reader)
+    try:
+        loader.body(description, obj, version)
+    except Refusal as refusal:
+        loader.undo()
+        cause = refusal.__cause__
+        if isinstance(cause, MigrationError) and not isinstance(cause, StreamError):
+            raise cause from None
+        raise refusal.stream_error(path or description.name) from cause
+    except BaseException:
+        loader.undo()
+        raise
+
+
+def check_hook(result: object, hook: str) -> None:
+    """Refuse what a hook returned unless it is nothing (or 0, from ported code)."""
+    if result is not None and (result is True or result != 0):
+        raise Refusal(f"{hook} returned {result!r}")
+
+
+class Saver:
+    """One save: the writer and the rules of the chosen generation."""
+
+    __slots__ = ("depth", "format", "writer")
+
+    def __init__(self, writer: Writer, format: Format = "7.2") -> None:  # noqa: A002
+        self.writer = writer
+        self.format = format
+        self.depth = 0
+
+    def body(self, description: VMStateDescription, obj: Any, version: int, *, describe: bool) -> dict[str, Any] | None:
+        """Write one description: hooks, fields, subsections."""
+        if description.unmigratable:
+            raise Refusal(f"{description.name} cannot be migrated")
+        if self.depth >= MAX_NESTING:
+            raise Refusal(f"{description.name}: nested more than {MAX_NESTING} deep")
+        self.depth += 1
+        try:
+            made = self._parts(description, obj, version, describe=describe)
+        except BaseException:
+            if description.post_save is not None:
+                # the first failure is the one to tell
+                _quietly(description.post_save, obj)
+            raise
+        self.depth -= 1
+        if description.post_save is not None:
+            with Place():
+                check_hook(description.post_save(obj), "post_save")
+        return made
+
+    def _parts(
+        self, description: VMStateDescription, obj: Any, version: int, *, describe: bool
+    ) -> dict[str, Any] | None:
+        if description.pre_save is not None:
+            with Place():
+                check_hook(description.pre_save(obj), "pre_save")
+        out: list[JsonObject] | None = [] if describe else None
+        # 2.9 writes fields of any version, only a test can leave one out
+        all_versions = self.format == "2.9"
+        with Place() as place:
+            for field, label in description.plan:
+                place.part = field.name
+                if field.exists is None:
+                    if field.version > version and not all_versions:
+                        continue
+                elif not field.exists(obj, version):
+                    if field.must_exist:
+                        raise Refusal("does not hold; the device is in a state it says is impossible")
+                    continue
+                field.save(self, obj, label, out)
+        subsections = self._subsections(description, obj, describe=describe) if description.subsections else []
+        if out is None:
+            return None
+        made: dict[str, Any] = {"vmsd_name": description.name, "version": version, "fields": out}
+        if subsections:
+            made["subsections"] = subsections
+        return made
+
+    def _subsections(self, description: VMStateDescription, obj: Any, *, describe: bool) -> list[JsonObject]:
+        made: list[JsonObject] = []
+        for sub in description.subsections:
+            with Place(sub.name):
+                if sub.needed is not None and not sub.needed(obj):
+                    continue
+                self.writer.u8(SUBSECTION)
+                self.writer.cstr8(sub.wire_name)
+                self.writer.u32(sub.version_id)
+                body = self.body(sub, obj, sub.version_id, describe=describe)
+            if body is not None:
+                made.append(body)
+        return made
+
+
+class Loader:
+    """One load: the reader, and what is needed to take everything back."""
+
+    __slots__ = ("_undo", "depth", "reader")
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.depth = 0
+        self._undo: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+
+    # -- values
+
+    def put(self, field: VMStateField, obj: Any, value: Any, old: Any) -> None:
+        """Set the field's value; `old` is what it was (MISSING: nothing)."""
+        if value is old:
+            return
+        owner, name = field.owner(obj), field.attribute
+        if isinstance(owner, MutableMapping):
+            owner[name] = value
+            self._undo.append((owner.__setitem__, (name, old)) if old is not MISSING else (owner.__delitem__, (name,)))
+        else:
+            setattr(owner, name, value)
+            self._undo.append((setattr, (owner, name, old)) if old is not MISSING else (delattr, (owner, name)))
+
+    def on_undo(self, function: Callable[..., object], *arguments: Any) -> None:
+        """What restores a container that is about to be changed in place."""
+        self._undo.append((function, arguments))
+
+    def undo(self) -> None:
+        """Give every changed value back."""
+        while self._undo:
+            function, arguments = self._undo.pop()
+            function(*arguments)
+
+    # -- descriptions
+
+    def body(self, description: VMStateDescription, obj: Any, version: int) -> None:
+        """Read one description at stream version `version`: hooks, fields, subsections."""
+        start = self.reader.offset
+        if description.unmigratable:
+            raise Refusal(f"{description.name} cannot be migrated", start)
+        if version > description.version_id:
+            raise Refusal(f"version {version} in the stream, at most {description.version_id} is known here", start)
+        if self.depth >= MAX_NESTING:
+            raise Refusal(f"nested more than {MAX_NESTING} deep", start)
+        if version < description.minimum_version_id:
+            self._load_old(description, obj, version, start)
+            return
+        self.depth += 1
+        if description.pre_load is not None:
+            self._hook("pre_load", start, description.pre_load, obj)
+        reader = self.reader
+        with Place() as place:
+            for field, _ in description.plan:
+                place.part, place.offset = field.name, reader.offset
+                if field.exists is None:
+                    if field.version > version:
+                        continue
+                elif not field.exists(obj, version):
+                    if field.must_exist:
+                        raise Refusal("does not hold for what was read")
+                    continue
+                field.load(self, obj)
+        self._subsections(description, obj)
+        if description.post_load is not None:
+            self._hook("post_load", start, description.post_load, obj, version)
+        self.depth -= 1
+
+    def _load_old(self, description: VMStateDescription, obj: Any, version: int, start: int) -> None:
+        old = description.load_state_old
+        if old is None or version < description.minimum_version_id_old:
+            oldest = description.minimum_version_id if old is None else description.minimum_version_id_old
+            raise Refusal(f"version {version} in the stream, at least {oldest} is needed here", start)
+        self._hook("load_state_old", start, old, obj, self.reader, version)
+
+    def _hook(self, name: str, start: int, hook: Callable[..., object], *arguments: Any) -> None:
+        with Place(None, start):
+            check_hook(hook(*arguments), name)
+
+    def _subsections(self, owner: VMStateDescription, obj: Any) -> None:
+        """Read the subsections that the coming bytes announce for `owner` (spec/stream.md 3.6)."""
+        prefix = owner.wire_name
+        seen: set[bytes] = set()
+        while True:
+            head = self.reader.peek(1)
+            if head != b"\x05":
+                return
+            head = self.reader.peek(2)
+            if len(head) < 2 or head[1] < len(prefix) + 1:
+                return
+            length = 2 + head[1]
+            head = self.reader.peek(length)
+            if len(head) < length or not head.startswith(prefix, 2):
+                return
+            name = head[2:]
+            start = self.reader.offset
+            sub = next((sub for sub in owner.subsections if sub.wire_name == name), None)
+            shown = name.decode("utf-8", "backslashreplace")
+            if sub is None:
+                raise Refusal(f"subsection {shown} unknown", start)
+            if name in seen:
+                raise Refusal(f"subsection {shown} comes twice", start)
+            seen.add(name)
+            with Place(sub.name, start):
+                self.reader.skip(length)
+                self.body(sub, obj, self.reader.u32())
+
+
+def _quietly(hook: Callable[[Any], object], obj: Any) -> None:
+    with suppress(Exception):
+        hook(obj)
