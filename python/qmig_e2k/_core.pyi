@@ -151,25 +151,29 @@ class Control:
     @property
     def incoming_status(self) -> str: ...
     def begin_outgoing(self) -> None:
-        """Status none -> setup (event), fresh counters and ownership. Raises `invalid-state` while one runs."""
+        """Status none -> setup (event), fresh counters and ownership. Raises `invalid-state` until finish_outgoing() was called for the one before."""
     def set_outgoing_status(self, old: str, new: str) -> bool:
-        """Compare-and-swap; True if it was `old`. Emits MIGRATION if the `events` capability is set."""
+        """Compare-and-swap; True if it was `old` and no error is recorded. Emits MIGRATION if the `events` capability is set."""
     def fail_outgoing(self, message: str) -> None:
-        """Record the first error; the status becomes failed (or cancelled after a cancel). Never undoes a commit."""
+        """Record the first error and end all that waits; finish_outgoing() makes the status failed (cancelled after a cancel). Never undoes a commit."""
     def owned(self) -> bool:
         """True while the source may still run the machine (nothing was committed)."""
     def mark_stopped(self) -> None:
         """The machine has just been stopped for the switchover: downtime counts from here."""
     def finish_outgoing(self) -> str:
-        """Reach the final status (completed, failed, cancelled), freeze times; returns it. Idempotent."""
+        """Reach the final status and freeze times; returns it. Idempotent. Call it when the machine is where it belongs: who sees a final status acts at once.
+
+        `cancelled` after a cancel, `failed` after an error or without a commit, else `completed`.
+        """
     def outgoing_error(self) -> str | None: ...
     def cancel(self) -> bool:
         """migrate_cancel: status cancelling, channels shut down; False if there was nothing to cancel or it was committed. Never blocks."""
     # incoming
     def begin_incoming(self) -> None:
-        """Emits MIGRATION setup as 7.2 does. Raises `invalid-state` if one is under way; a failed one may be followed by another."""
+        """Emits MIGRATION setup as 7.2 does; the status stays none. Raises `invalid-state` if one is under way; a failed one may be followed by another."""
     def set_incoming_status(self, old: str, new: str) -> bool: ...
-    def fail_incoming(self, message: str) -> None: ...
+    def fail_incoming(self, message: str) -> None:
+        """Keep the first error, status failed, forget the socket addresses. No effect on a final status."""
     def set_socket_addresses(self, json: str | None) -> None: ...
     # answers, the same that the monitor gives
     def query_migrate(self) -> str: ...

@@ -123,6 +123,11 @@ impl Subscription {
         self.0.lock().lost
     }
 
+    /// True once `close` was called.
+    pub fn is_closed(&self) -> bool {
+        self.0.lock().closed
+    }
+
     /// Ends every `next` that waits; events that wait already can still be read.
     pub fn close(&self) {
         self.0.lock().closed = true;
