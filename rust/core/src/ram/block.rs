@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{AtomicBitmap, Bitmap, TARGET_PAGE, pages};
+use super::{AtomicBitmap, Bitmap, DirtyLogKind, TARGET_PAGE, dirty, pages};
 use crate::sys::guest::{GuestMem, GuestRange};
-use crate::sys::mmap::Mapping;
+use crate::sys::mmap::{Mapping, Nature};
 use crate::{Error, ErrorKind, Result};
 
 /// Longest name: the wire has one byte for its length.
@@ -70,6 +70,7 @@ pub struct Block {
     name: String,
     memory: Mapping,
     backing: Backing,
+    explicit: bool,
     used: AtomicU64,
     max: u64,
     /// What was written by ways that the kernel's log does not see.
@@ -110,17 +111,37 @@ impl Block {
             Backing::Hugetlb => Mapping::hugetlb(len),
             Backing::Adopted => return Err(bad("memory of the caller's is adopted, not made".into())),
         }
-        .map_err(|e| Error { message: format!("block {name:?}: {}", e.message), ..e })?;
-        Ok(Arc::new(Self {
+        .map_err(|e| named(name, e))?;
+        Ok(Self::over(name, memory, size, options.backing, false))
+    }
+
+    /// A block over memory of the caller's; all of it is used.
+    ///
+    /// `explicit`: the caller will say by [`Self::mark_dirty`] what it wrote. Without that the kernel must be able to
+    /// notice, which is tried at once.
+    pub fn adopt(name: &str, memory: Mapping, explicit: bool) -> Result<Arc<Self>> {
+        check_name(name)?;
+        let size = memory.view().len() as u64;
+        let made = Self::over(name, memory, size, Backing::Adopted, explicit);
+        if !explicit {
+            dirty::probe(&made).map_err(|e| named(name, e))?;
+        }
+        Ok(made)
+    }
+
+    fn over(name: &str, memory: Mapping, size: u64, backing: Backing, explicit: bool) -> Arc<Self> {
+        let max = memory.view().len() as u64;
+        Arc::new(Self {
             name: name.to_owned(),
             memory,
-            backing: options.backing,
+            backing,
+            explicit,
             used: AtomicU64::new(size),
             max,
             marks: AtomicBitmap::new(pages(max)),
             leased: AtomicBool::new(false),
             last_dirty: Mutex::new(None),
-        }))
+        })
     }
 
     /// The name in the stream (idstr).
@@ -158,7 +179,21 @@ impl Block {
         self.view().range(0, 0).as_ptr().addr()
     }
 
-    pub(crate) fn view(&self) -> GuestMem<'_> {
+    /// The kind of dirty log that `DirtyMode::Auto` means for this block.
+    pub fn dirty_log(&self) -> DirtyLogKind {
+        if self.explicit || self.memory.nature() == Nature::Disk { DirtyLogKind::Explicit } else { DirtyLogKind::WpAsync }
+    }
+
+    /// The caller said that it marks what it writes.
+    pub(super) fn explicit(&self) -> bool {
+        self.explicit
+    }
+
+    pub(super) fn memory(&self) -> &Mapping {
+        &self.memory
+    }
+
+    pub(super) fn view(&self) -> GuestMem<'_> {
         self.memory.view()
     }
 
@@ -169,7 +204,7 @@ impl Block {
             // It is below a mapped length.
             return Ok(usize::try_from(offset).unwrap_or(usize::MAX));
         }
-        Err(Error::new(ErrorKind::BadAddress, format!("{offset:#x}+{len:#x} is outside block {:?} of {used:#x} bytes", self.name)))
+        Err(Error::new(ErrorKind::InvalidArgument, format!("{offset:#x}+{len:#x} is outside block {:?} of {used:#x} bytes", self.name)))
     }
 
     /// Copies out.
@@ -221,6 +256,16 @@ impl Block {
             self.marks.set_range(at / TARGET_PAGE..(at + len).div_ceil(TARGET_PAGE));
         }
         Ok(())
+    }
+
+    /// Brings the pages of the range in ahead of use; their content stays.
+    pub fn prefault(&self, offset: u64, len: usize) -> Result<()> {
+        let at = self.check(offset, len)?;
+        let start = at - at % self.memory.page_size();
+        let end = (at + len).next_multiple_of(self.memory.page_size()).min(self.view().len());
+        // Under a dirty log, coming in for writing would count as written.
+        let write = !self.leased.load(Ordering::Acquire);
+        if len > 0 { self.memory.populate(start, end - start, write) } else { Ok(()) }
     }
 
     /// Changes the used length. Not while a dirty log watches the block.
@@ -277,6 +322,11 @@ impl Block {
         }
         text
     }
+}
+
+/// The error, saying of which block.
+fn named(name: &str, error: Error) -> Error {
+    Error { message: format!("block {name:?}: {}", error.message), ..error }
 }
 
 fn check_name(name: &str) -> Result<()> {

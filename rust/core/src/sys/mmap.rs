@@ -19,23 +19,43 @@ use crate::{Error, ErrorKind, Result};
 /// Page size that this crate's arithmetic stands on: the target page, and the smallest page of the host.
 pub const PAGE: usize = 4096;
 
+/// `f_type` of file systems that live in memory (`linux/magic.h`).
+const TMPFS: i64 = 0x0102_1994;
+const RAMFS: i64 = 0x8584_58f6;
+const HUGETLBFS: i64 = 0x9584_58f6;
+
 /// Where huge pages begin; blocks start there so that they can be used.
 pub const HUGE_PAGE: usize = 2 << 20;
 
-/// What lies under a map.
-#[derive(Debug)]
-enum Under {
+/// What memory is made of: that decides how it is discarded, how holes are found and whether the kernel can log writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nature {
+    /// Private to this process: nobody else can change it, and what the page table lacks does not exist.
     Private,
-    Shared(OwnedFd),
+    /// A file in memory (memfd, tmpfs, hugetlbfs, shared anonymous memory).
+    Shmem,
+    /// A file on a disk.
+    Disk,
 }
 
-/// Memory mapped by us, unmapped on drop.
+/// Whose the memory is.
+#[derive(Debug)]
+enum Owner {
+    Us,
+    /// Unmapping it is the caller's business.
+    Caller,
+}
+
+/// Mapped memory of one nature and page size; if it is ours it is unmapped on drop.
 #[derive(Debug)]
 pub struct Mapping {
     base: NonNull<u8>,
     len: usize,
     page_size: usize,
-    under: Under,
+    nature: Nature,
+    /// The file under our own shared map.
+    fd: Option<OwnedFd>,
+    owner: Owner,
 }
 
 // SAFETY: the map belongs to the process, not to a thread; access is by raw copies only.
@@ -51,7 +71,7 @@ fn no_memory(what: &str, errno: Errno) -> Error {
 impl Mapping {
     /// Private anonymous memory. `thp`: ask for transparent huge pages (else refuse them).
     pub fn anon(len: usize, thp: bool) -> Result<Self> {
-        let made = Self::place(len, PAGE, Under::Private, MapFlags::PRIVATE | MapFlags::NORESERVE)?;
+        let made = Self::place(len, PAGE, Nature::Private, None, MapFlags::PRIVATE | MapFlags::NORESERVE)?;
         made.ask_huge(thp);
         Ok(made)
     }
@@ -61,7 +81,7 @@ impl Mapping {
         let say = |errno| no_memory("cannot make a memfd", errno);
         let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).map_err(say)?;
         rustix::fs::ftruncate(&fd, len as u64).map_err(say)?;
-        let made = Self::place(len, PAGE, Under::Shared(fd), MapFlags::SHARED | MapFlags::NORESERVE)?;
+        let made = Self::place(len, PAGE, Nature::Shmem, Some(fd), MapFlags::SHARED | MapFlags::NORESERVE)?;
         made.ask_huge(thp);
         Ok(made)
     }
@@ -81,8 +101,17 @@ impl Mapping {
             );
             return Err(say(&text));
         }
+        let system = rustix::fs::fstatfs(&file).map_err(|e| say(&e))?;
+        let (nature, page_size) = match system.f_type {
+            TMPFS | RAMFS => (Nature::Shmem, PAGE),
+            HUGETLBFS => (Nature::Shmem, usize::try_from(system.f_bsize).unwrap_or(HUGE_PAGE)),
+            _ => (Nature::Disk, PAGE),
+        };
+        if !len.is_multiple_of(page_size) {
+            return Err(say(&format!("{len:#x} bytes is no multiple of the file's page size {page_size:#x}")));
+        }
         file.set_len(len as u64).map_err(|e| say(&e))?;
-        Self::place(len, PAGE, Under::Shared(file.into()), MapFlags::SHARED | MapFlags::NORESERVE)
+        Self::place(len, page_size, nature, Some(file.into()), MapFlags::SHARED | MapFlags::NORESERVE)
     }
 
     /// Private memory of 2 MiB pages taken from the reserved pool.
@@ -90,7 +119,7 @@ impl Mapping {
         if !len.is_multiple_of(HUGE_PAGE) {
             return Err(Error::new(ErrorKind::BadBlock, format!("{len:#x} bytes is no multiple of the huge page size {HUGE_PAGE:#x}")));
         }
-        Self::place(len, HUGE_PAGE, Under::Private, MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB).map_err(|error| {
+        Self::place(len, HUGE_PAGE, Nature::Private, None, MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB).map_err(|error| {
             let pages = len / HUGE_PAGE;
             Error::new(
                 ErrorKind::NoMemory,
@@ -103,7 +132,7 @@ impl Mapping {
     }
 
     /// Maps `len` bytes at a huge-page boundary, inside a reservation whose edges are given back.
-    fn place(len: usize, page_size: usize, under: Under, flags: MapFlags) -> Result<Self> {
+    fn place(len: usize, page_size: usize, nature: Nature, fd: Option<OwnedFd>, flags: MapFlags) -> Result<Self> {
         let refused = |errno| no_memory(&format!("cannot map {len:#x} bytes"), errno);
         let span = len.checked_add(HUGE_PAGE).filter(|_| len > 0).ok_or_else(|| refused(Errno::INVAL))?;
         // SAFETY: a new map at an address of the kernel's choice.
@@ -116,9 +145,9 @@ impl Mapping {
         let (at, prot, flags) = (base.cast::<c_void>(), ProtFlags::READ | ProtFlags::WRITE, flags | MapFlags::FIXED);
         // SAFETY: it replaces part of the reservation that is ours alone.
         let mapped = unsafe {
-            match &under {
-                Under::Private => rustix::mm::mmap_anonymous(at, len, prot, flags),
-                Under::Shared(fd) => rustix::mm::mmap(at, len, prot, flags, fd, 0),
+            match &fd {
+                None => rustix::mm::mmap_anonymous(at, len, prot, flags),
+                Some(fd) => rustix::mm::mmap(at, len, prot, flags, fd, 0),
             }
         };
         if let Err(errno) = mapped {
@@ -129,10 +158,19 @@ impl Mapping {
         unmap(hold, head);
         unmap(tail, span - head - len.next_multiple_of(PAGE));
         let base = NonNull::new(base).ok_or_else(|| refused(Errno::FAULT))?;
-        let made = Self { base, len, page_size, under };
+        let made = Self { base, len, page_size, nature, fd, owner: Owner::Us };
         // A kernel without this advice only loses the protection against forks.
         let _ = made.advise(0, len, Advice::LinuxDontFork);
         Ok(made)
+    }
+
+    /// Memory of the caller's.
+    ///
+    /// # Safety
+    /// It is mapped as said, readable and writable, until this is dropped, and no Rust reference to it exists.
+    pub(super) unsafe fn foreign(base: *mut u8, len: usize, page_size: usize, nature: Nature) -> Result<Self> {
+        let base = NonNull::new(base).ok_or_else(|| Error::new(ErrorKind::BadBlock, "no memory is mapped at address 0"))?;
+        Ok(Self { base, len, page_size, nature, fd: None, owner: Owner::Caller })
     }
 
     fn ask_huge(&self, thp: bool) {
@@ -157,17 +195,30 @@ impl Mapping {
         self.page_size
     }
 
-    /// The file under a shared map.
+    /// What the memory is made of.
+    pub fn nature(&self) -> Nature {
+        self.nature
+    }
+
+    /// The file under our own shared map.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        match &self.under {
-            Under::Private => None,
-            Under::Shared(fd) => Some(fd.as_fd()),
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Brings the pages of the range in, ready for reading or for writing.
+    pub fn populate(&self, offset: usize, len: usize, write: bool) -> Result<()> {
+        let advice = if write { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
+        loop {
+            match self.advise(offset, len, advice) {
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                other => return other.map_err(|errno| no_memory(&format!("cannot bring in {offset:#x}+{len:#x}"), errno)),
+            }
         }
     }
 
     /// Frees the pages of the range; it reads zero afterwards. `offset` and `len` are multiples of the page size.
     pub fn discard(&self, offset: usize, len: usize) -> Result<()> {
-        let advice = if self.fd().is_some() { Advice::LinuxRemove } else { Advice::LinuxDontNeed };
+        let advice = if self.nature == Nature::Private { Advice::LinuxDontNeed } else { Advice::LinuxRemove };
         self.advise(offset, len, advice)
             .map_err(|errno| Error::new(ErrorKind::BadBlock, format!("cannot discard {offset:#x}+{len:#x}: {errno}")))
     }
@@ -175,7 +226,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        unmap(self.base.as_ptr(), self.len.next_multiple_of(PAGE));
+        if matches!(self.owner, Owner::Us) {
+            unmap(self.base.as_ptr(), self.len.next_multiple_of(PAGE));
+        }
     }
 }
 

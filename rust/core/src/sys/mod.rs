@@ -1,7 +1,9 @@
 //! The only unsafe: memory maps, userfaultfd, `PAGEMAP_SCAN`, raw vectors, probes.
 
+pub mod adopt;
 pub mod guest;
 pub mod mmap;
 pub mod pagemap;
+pub mod probe;
 pub mod scan;
 pub mod uffd;

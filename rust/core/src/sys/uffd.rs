@@ -57,6 +57,15 @@ bitflags::bitflags! {
     }
 }
 
+/// Whose faults a descriptor must see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Faults {
+    /// Also those that the kernel takes on our behalf (a `read` into guest memory); needs a permission.
+    All,
+    /// Those of user code are enough; open to every process.
+    User,
+}
+
 /// One userfaultfd after its handshake.
 #[derive(Debug)]
 pub struct Uffd {
@@ -64,11 +73,11 @@ pub struct Uffd {
 }
 
 impl Uffd {
-    /// Opens a descriptor with exactly `wanted` switched on. Faults taken inside the kernel are covered too.
+    /// Opens a descriptor with exactly `wanted` switched on.
     ///
     /// References: `userfaultfd(2)`, `ioctl_userfaultfd(2)`.
-    pub fn open(wanted: Features) -> Result<Self> {
-        let fd = open()?;
+    pub fn open(wanted: Features, faults: Faults) -> Result<Self> {
+        let fd = open(faults)?;
         handshake(&fd, wanted).map_err(|errno| match errno {
             Errno::INVAL => {
                 let names: Vec<_> = wanted.iter_names().map(|(name, _)| name).collect();
@@ -84,7 +93,7 @@ impl Uffd {
 
     /// What this kernel and this process could ask for.
     pub fn features() -> Result<Features> {
-        let fd = open()?;
+        let fd = open(Faults::User)?;
         let bits = handshake(&fd, Features::empty())
             .map_err(|errno| Error::new(ErrorKind::NotPermitted, format!("userfaultfd handshake: {errno}")))?;
         Ok(Features::from_bits_retain(bits))
@@ -130,8 +139,11 @@ fn handshake(fd: &OwnedFd, wanted: Features) -> rustix::io::Result<u64> {
 }
 
 /// By the system call, which needs a privilege or a sysctl, or by the device, which needs file permission.
-fn open() -> Result<OwnedFd> {
-    let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+fn open(faults: Faults) -> Result<OwnedFd> {
+    let mut flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+    if faults == Faults::User {
+        flags |= UserfaultfdFlags::from_bits_retain(raw::UFFD_USER_MODE_ONLY);
+    }
     // SAFETY: the descriptor can do nothing until memory of ours is registered with it.
     let by_call = unsafe { rustix::mm::userfaultfd(flags) };
     let errno = match by_call {

@@ -65,9 +65,14 @@ pub trait DirtyLog: Send + fmt::Debug {
 pub fn open(block: &Arc<Block>, mode: DirtyMode) -> Result<Box<dyn DirtyLog>> {
     let lease = Lease::take(block)?;
     Ok(match mode {
-        DirtyMode::Auto => Box::new(wp_async::WpAsync::open(lease)?),
-        DirtyMode::Explicit => Box::new(explicit::Explicit::open(lease)),
+        DirtyMode::Auto if !block.explicit() => Box::new(wp_async::WpAsync::open(lease)?),
+        DirtyMode::Auto | DirtyMode::Explicit => Box::new(explicit::Explicit::open(lease)),
     })
+}
+
+/// Could the kernel notice writes to `block`? Tried by watching it for a moment.
+pub(super) fn probe(block: &Arc<Block>) -> Result<()> {
+    wp_async::WpAsync::open(Lease::take(block)?)?.probe()
 }
 
 /// The right to watch a block, which one has at a time.

@@ -1,16 +1,17 @@
 //! The kernel's log: userfaultfd write protection that the kernel lifts by itself, read back by `PAGEMAP_SCAN`.
 
+use rustix::io::Errno;
+
 use super::{DirtyLog, DirtyLogKind, Lease};
 use crate::ram::{Bitmap, TARGET_PAGE};
+use crate::sys::mmap::Nature;
 use crate::sys::pagemap::{Pagemap, Query};
-use crate::sys::uffd::{Features, Modes, Uffd};
+use crate::sys::probe::WP_ASYNC;
+use crate::sys::uffd::{Faults, Modes, Uffd};
 use crate::{Error, ErrorKind, Result};
 
 /// Bytes protected at a time: a call holds a lock that page faults and maps of other threads need.
 const CHUNK: usize = 64 << 20;
-
-/// All that a descriptor of this log needs.
-const FEATURES: Features = Features::WP_ASYNC.union(Features::WP_UNPOPULATED).union(Features::WP_HUGETLBFS_SHMEM);
 
 #[derive(Debug)]
 pub(super) struct WpAsync {
@@ -24,13 +25,39 @@ pub(super) struct WpAsync {
 
 impl WpAsync {
     pub(super) fn open(lease: Lease) -> Result<Self> {
-        let (uffd, pagemap) = (Uffd::open(FEATURES)?, Pagemap::open()?);
+        if lease.0.memory().nature() == Nature::Disk {
+            return Err(Error::new(
+                ErrorKind::NoDirtyLog,
+                "memory of a file on disk has no kernel dirty log; put the file on tmpfs (/dev/shm), or choose the explicit log and call mark_dirty after each write",
+            ));
+        }
+        let (uffd, pagemap) = (Uffd::open(WP_ASYNC, Faults::User)?, Pagemap::open()?);
         let address = lease.0.address();
         Ok(Self { uffd, pagemap, armed: false, address, len: lease.0.pages() * TARGET_PAGE, lease })
     }
+
+    /// Watches the memory for a moment.
+    pub(super) fn probe(&mut self) -> Result<()> {
+        self.register()?;
+        self.stop();
+        Ok(())
+    }
+
+    fn register(&mut self) -> Result<()> {
+        self.uffd.register(self.address, self.len, Modes::WP).map_err(|errno| {
+            let remedy = if errno == Errno::BUSY {
+                "another userfaultfd of this process watches it"
+            } else {
+                "use anonymous, memfd or tmpfs memory, or the explicit log"
+            };
+            Error::new(ErrorKind::NoDirtyLog, format!("the kernel cannot watch this memory: {errno}; {remedy}"))
+        })?;
+        self.armed = true;
+        Ok(())
+    }
 }
 
-fn failed(what: &str, errno: rustix::io::Errno) -> Error {
+fn failed(what: &str, errno: Errno) -> Error {
     Error::new(ErrorKind::NoDirtyLog, format!("{what}: {errno}"))
 }
 
@@ -42,8 +69,7 @@ impl DirtyLog for WpAsync {
     fn start(&mut self, _untouched: &mut Bitmap) -> Result<()> {
         self.stop();
         self.lease.0.marks.take(&mut Bitmap::new(self.lease.0.pages()));
-        self.uffd.register(self.address, self.len, Modes::WP).map_err(|e| failed("cannot watch the memory", e))?;
-        self.armed = true;
+        self.register()?;
         for at in (0..self.len).step_by(CHUNK) {
             let len = CHUNK.min(self.len - at);
             self.uffd.write_protect(self.address + at, len, true).map_err(|e| failed("cannot write-protect", e))?;
