@@ -1,0 +1,61 @@
+"""`cpu_common`: what every QEMU CPU sends, whatever its architecture (spec/e2k-machine.md 2.2)."""
+
+from __future__ import annotations
+
+from qmig_e2k.vmstate import VMStateDescription, bool_, int32, uint32
+
+NO_EXCEPTION = -1
+_INTERRUPT_EXIT = 0x01
+"""A request bit that has had no meaning for long; old senders may still set it."""
+
+
+class CpuCommon:
+    """Generic part of a CPU.
+
+    Attributes:
+        index: CPU number, the instance id of its sections.
+        halted: 1 while it waits to be started or woken.
+        interrupt_request: pending requests, a bit each.
+        exception_index: exception being delivered, -1: none.
+        crash_occurred: the guest reported a crash.
+    """
+
+    def __init__(self, index: int) -> None:
+        """A CPU in its reset state."""
+        self.index = index
+        self.reset()
+
+    def reset(self) -> None:
+        """Values after power-on: only the first CPU runs."""
+        self.halted = int(self.index != 0)
+        self.interrupt_request = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """pre_load: the values that a stream without the subsections stands for."""
+        self.exception_index = NO_EXCEPTION
+        self.crash_occurred = False
+
+    def loaded(self, _version: int) -> None:
+        """post_load."""
+        self.interrupt_request &= ~_INTERRUPT_EXIT
+
+
+CPU_COMMON = VMStateDescription(
+    "cpu_common",
+    fields=[uint32("halted"), uint32("interrupt_request")],
+    pre_load=CpuCommon.forget,
+    post_load=CpuCommon.loaded,
+    subsections=[
+        VMStateDescription(
+            "cpu_common/exception_index",
+            fields=[int32("exception_index")],
+            needed=lambda cpu: cpu.exception_index != NO_EXCEPTION,
+        ),
+        VMStateDescription(
+            "cpu_common/crash_occurred",
+            fields=[bool_("crash_occurred")],
+            needed=lambda cpu: cpu.crash_occurred,
+        ),
+    ],
+)

@@ -1,0 +1,226 @@
+"""Machine types: what RAM blocks and devices each has, made fresh by `build` (spec/e2k-machine.md 1, 5).
+
+| type      | name on the wire | what it is |
+|-----------|------------------|------------|
+| `none`    | `none`           | RAM only, with the sections of QEMU's `-M none` |
+| `e2k-qemu`| `e2k`            | exactly the sections of the public qemu-system-e2k |
+| `e2k-1.0` | `e2k-1.0`        | this project's own machine; `e2k` is an alias of the newest such type |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qmig_e2k.e2k.cpu import CPU, CPU_COMMON, Cpu, CpuCommon
+from qmig_e2k.e2k.devices import ESCC, PCI_BUS, PCI_HOST, Escc, PciBus, PciHost
+from qmig_e2k.e2k.models import DEFAULT_MODEL, MAX_CPUS, CpuModel, cpu_model
+from qmig_e2k.errors import migration_error
+from qmig_e2k.savevm import GlobalState, RamHandler, Registry, VirtualClock, VmStateHandler, timer_description
+from qmig_e2k.vmstate import VMStateDescription, uint8_equal, uint32_equal, uint64_equal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MACHINE_TYPES = ("e2k-1.0", "e2k-qemu", "none")
+ALIASES = {"e2k": "e2k-1.0"}
+PAGE_SIZE = 4096
+FIRMWARE_SIZE = 16 << 20
+FIRMWARE_BASE = 0x1_0000_0000
+_IDENTITY_PRIORITY = 6
+"""Above all priorities in use, so that a mismatch is told before any state is touched."""
+
+
+class Resettable(Protocol):
+    """A device object."""
+
+    def reset(self) -> None:
+        """Back to the values after power-on."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """A RAM block that the machine has: idstr and used length in bytes."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device object with its description; `instance_id` None: numbered automatically."""
+
+    description: VMStateDescription
+    obj: Any
+    instance_id: int | None = None
+    bus_path: str | None = None
+
+
+@dataclass(slots=True)
+class Machine:
+    """One machine, without memory: the caller makes the blocks.
+
+    Attributes:
+        type: versioned machine type.
+        wire_name: its name in the configuration element.
+        blocks: RAM blocks, the main one first.
+        devices: in the order of registration.
+        cpus: CPU objects (none on `none`).
+        model: CPU model.
+    """
+
+    type: str
+    wire_name: str
+    blocks: list[BlockSpec]
+    devices: list[Device] = field(default_factory=list)
+    cpus: list[CpuCommon] = field(default_factory=list)
+    model: CpuModel | None = None
+
+    def register(self, registry: Registry, clock: VirtualClock, global_state: GlobalState) -> None:
+        """Register the sections that every machine has, and the devices, in this machine's order."""
+        profile = registry.profile
+        registry.register("timer", VmStateHandler(timer_description(profile), clock), section_id=0)
+        registry.register("ram", RamHandler(), section_id=profile.facts.ram_section_id)
+        for device in self.devices:
+            registry.register_description(
+                device.description, device.obj, instance_id=device.instance_id, bus_path=device.bus_path
+            )
+        registry.register_description(global_state.description, global_state)
+
+    def reset(self) -> None:
+        """Every device back to its values after power-on (also before a load: absent subsections mean reset values)."""
+        for device in self.devices:
+            device.obj.reset()
+
+    def guest_state(self) -> list[list[int]]:
+        """The model guest's 16 registers of each CPU; empty on machines that do not carry them."""
+        return [cpu.guest_registers() for cpu in self.cpus if isinstance(cpu, Cpu)]
+
+    def set_guest_state(self, state: Sequence[Sequence[int]]) -> None:
+        """Put the model guest's registers into the CPUs; no effect on machines that do not carry them."""
+        for cpu, values in zip((cpu for cpu in self.cpus if isinstance(cpu, Cpu)), state, strict=False):
+            cpu.set_guest_registers(values)
+
+
+def resolve(machine_type: str) -> str:
+    """The versioned type behind a name or alias."""
+    name = ALIASES.get(machine_type, machine_type)
+    if name not in MACHINE_TYPES:
+        known = ", ".join([*ALIASES, *MACHINE_TYPES])
+        raise migration_error("invalid-argument", f"machine type {machine_type!r} is none of {known}")
+    return name
+
+
+def build(
+    machine_type: str,
+    ram_size: int,
+    *,
+    cpus: int | None = None,
+    model: str = DEFAULT_MODEL,
+    kernel_size: int | None = None,
+    entry: int | None = None,
+    tags: bool = False,
+) -> Machine:
+    """A machine in its reset state.
+
+    Args:
+        machine_type: name or alias.
+        ram_size: bytes of main RAM, a multiple of 4 KiB.
+        cpus: 1 to 8, default 1; `none` has none.
+        model: CPU model.
+        kernel_size: bytes of the kernel image; the machine then has a kernel block instead of firmware.
+        entry: address of the first instruction; default: start of the firmware, 0 with a kernel.
+        tags: memory-tag mode: a further block with 4 bits for every 8 bytes.
+
+    Raises:
+        MigrationError: `invalid-argument`, with the reason.
+    """
+    name = resolve(machine_type)
+    if ram_size <= 0 or ram_size % PAGE_SIZE:
+        raise migration_error("invalid-argument", f"RAM of {ram_size} bytes: a positive multiple of 4096 is needed")
+    if name == "none":
+        return _build_none(ram_size, cpus or 0)
+    count = 1 if cpus is None else cpus
+    if not 1 <= count <= MAX_CPUS:
+        raise migration_error("invalid-argument", f"{count} CPUs: 1 to {MAX_CPUS} are possible")
+    try:
+        chosen = cpu_model(model)
+    except ValueError as error:
+        raise migration_error("invalid-argument", str(error)) from None
+    blocks = [BlockSpec("e2k.ram", ram_size)]
+    if kernel_size is None:
+        blocks.append(BlockSpec("e2k.firmware", FIRMWARE_SIZE))
+    else:
+        blocks.append(BlockSpec("e2k.kernel", max(-(-kernel_size // PAGE_SIZE), 1) * PAGE_SIZE))
+    if tags:
+        blocks.append(_tag_block(name, ram_size))
+    if name == "e2k-qemu":
+        return _build_qemu(blocks, count, chosen)
+    identity = Identity(chosen, count, ram_size, kernel=kernel_size is not None, tags=tags)
+    start = entry if entry is not None else FIRMWARE_BASE if kernel_size is None else 0
+    return _build_full(blocks, count, chosen, identity, start)
+
+
+def _tag_block(name: str, ram_size: int) -> BlockSpec:
+    if name == "e2k-qemu":
+        raise migration_error("invalid-argument", "e2k-qemu has no memory tags; use e2k")
+    if ram_size % (16 * PAGE_SIZE):
+        raise migration_error("invalid-argument", f"RAM of {ram_size} bytes: with tags a multiple of 65536 is needed")
+    return BlockSpec("e2k.ram-tags", ram_size // 16)
+
+
+def _build_none(ram_size: int, cpus: int) -> Machine:
+    if cpus:
+        raise migration_error("invalid-argument", "the machine none has no CPUs")
+    return Machine("none", "none", [BlockSpec("ram", ram_size)])
+
+
+def _build_qemu(blocks: list[BlockSpec], count: int, model: CpuModel) -> Machine:
+    cpus = [CpuCommon(index) for index in range(count)]
+    devices = [
+        *(Device(CPU_COMMON, cpu, cpu.index) for cpu in cpus),
+        Device(PCI_HOST, PciHost()),
+        Device(PCI_BUS, PciBus(4)),
+        Device(PCI_BUS, PciBus(0)),
+        Device(ESCC, Escc()),
+    ]
+    return Machine("e2k-qemu", "e2k", blocks, devices, cpus, model)
+
+
+def _build_full(blocks: list[BlockSpec], count: int, model: CpuModel, identity: Identity, entry: int) -> Machine:
+    cpus = [Cpu(index, model, entry) for index in range(count)]
+    devices = [Device(E2K_MACHINE, identity)]
+    for cpu in cpus:
+        devices += [Device(CPU_COMMON, cpu, cpu.index), Device(CPU, cpu, cpu.index)]
+    return Machine("e2k-1.0", "e2k-1.0", blocks, devices, list(cpus), model)
+
+
+class Identity:
+    """What two machines must have in common, in the first section of `e2k-1.0`."""
+
+    def __init__(self, model: CpuModel, cpus: int, ram_size: int, *, kernel: bool, tags: bool) -> None:
+        """The properties of one machine."""
+        self.isa, self.mdl = model.isa, model.mdl
+        self.cpus = cpus
+        self.ram_size = ram_size
+        self.boot_mode = int(kernel)
+        self.tags = int(tags)
+
+    def reset(self) -> None:
+        """Nothing to do: these never change."""
+
+
+_same_model = uint32_equal.with_hint("both sides need the same CPU model (-cpu)")
+
+E2K_MACHINE = VMStateDescription(
+    "e2k-machine",
+    fields=[
+        _same_model("isa"),
+        _same_model("mdl"),
+        uint32_equal.with_hint("both sides need the same number of CPUs (-smp)")("cpus"),
+        uint64_equal.with_hint("both sides need the same RAM size (-m)")("ram_size"),
+        uint8_equal.with_hint("start both sides with firmware (0) or both with a kernel (1)")("boot_mode"),
+        uint8_equal.with_hint("both sides need the same tags= setting")("tags"),
+    ],
+    priority=_IDENTITY_PRIORITY,
+)
