@@ -38,7 +38,8 @@ class SaveVmHandler:
         live = any(_overrides(cls, name) for name in ("setup", "iterate", "complete"))
         if live and _overrides(cls, "save"):
             raise TypeError(f"{cls.__name__} overrides save and live methods: a handler is either old-style or live")
-        cls.live = live
+        if "live" not in vars(cls):
+            cls.live = live
 
     # live
 
