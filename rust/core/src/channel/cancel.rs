@@ -1,11 +1,12 @@
-//! `Cancel`: one switch that ends everything a migration waits in. Sleeps, polls and registered channels all hear it.
+//! One switch that ends everything a session waits for: blocked socket calls (by closers), polls (by an eventfd), sleeps.
 //!
-//! Setting it never blocks and may happen from any thread, also one that holds locks of the control room.
+//! `set` may be called by any thread at any time and never blocks; once set it stays set.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -13,24 +14,48 @@ use rustix::io::Errno;
 
 use crate::{Error, Result};
 
-/// What is run once when the switch is set, e.g. the shutdown of a socket. It must not block.
+/// What a waiting thread cannot be woken from by the eventfd: shut a socket down, signal a process. Must not block.
 pub type Closer = Box<dyn FnOnce() + Send>;
+
+/// The switch; clones are the same switch.
+#[derive(Clone)]
+pub struct Cancel(Arc<Inner>);
 
 struct Inner {
     set: AtomicBool,
     event: OwnedFd,
-    closers: Mutex<Vec<Closer>>,
+    closers: Mutex<Closers>,
 }
 
-/// A switch shared by clones; once set it stays set.
-#[derive(Clone)]
-pub struct Cancel(Arc<Inner>);
+#[derive(Default)]
+struct Closers {
+    next: u64,
+    waiting: BTreeMap<u64, Closer>,
+}
+
+/// Keeps a closer registered; dropping it takes the closer back.
+#[must_use]
+pub struct Registration {
+    inner: Arc<Inner>,
+    id: u64,
+}
+
+/// Why a poll ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// The descriptor is ready (or broken, which the next call on it will say).
+    Ready,
+    /// The switch is set.
+    Cancelled,
+    /// The time is over.
+    Timeout,
+}
 
 impl Cancel {
-    /// A switch that is not set. Fails with `io` when the process has no descriptor left.
+    /// A switch that is not set. Raises `io` if the process has no descriptor left.
     pub fn new() -> Result<Self> {
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| Error::io("eventfd", e))?;
-        Ok(Self(Arc::new(Inner { set: AtomicBool::new(false), event, closers: Mutex::new(Vec::new()) })))
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| Error::io("creating an eventfd", e))?;
+        Ok(Self(Arc::new(Inner { set: AtomicBool::new(false), event, closers: Mutex::default() })))
     }
 
     /// True once `set` was called.
@@ -38,53 +63,94 @@ impl Cancel {
         self.0.set.load(Ordering::Acquire)
     }
 
-    /// Sets the switch: wakes every sleeper and runs every closer. Idempotent.
+    /// Sets the switch: every sleeper and poller wakes, every closer runs. Idempotent.
     pub fn set(&self) {
-        // The flag changes under the lock so that `register` either sees it or is seen.
-        let closers = {
-            let mut closers = self.0.closers.lock().unwrap_or_else(PoisonError::into_inner);
-            self.0.set.store(true, Ordering::Release);
-            std::mem::take(&mut *closers)
-        };
-        // The counter is never read, so the descriptor stays readable; it cannot overflow in practice and nothing depends on it.
+        if self.0.set.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // Nobody reads the event, so it stays readable for every poller, and one write to a fresh counter cannot fail.
         let _ = rustix::io::write(&self.0.event, &1u64.to_ne_bytes());
-        for close in closers {
+        let closers = std::mem::take(&mut self.0.closers().waiting);
+        for (_, close) in closers {
             close();
         }
     }
 
-    /// Runs `closer` when the switch is set; at once if it is set already.
-    pub fn register(&self, closer: Closer) {
-        {
-            let mut closers = self.0.closers.lock().unwrap_or_else(PoisonError::into_inner);
-            if !self.is_set() {
-                closers.push(closer);
-                return;
-            }
+    /// Runs `close` when the switch is set, or at once if it is already, unless the registration is dropped before.
+    pub fn register(&self, close: Closer) -> Registration {
+        let mut closers = self.0.closers();
+        let id = closers.next;
+        closers.next += 1;
+        // `set` stores the flag before it takes the list: either it finds this closer or we find the flag.
+        if self.is_set() {
+            drop(closers);
+            close();
+        } else {
+            closers.waiting.insert(id, close);
         }
-        closer();
+        Registration { inner: Arc::clone(&self.0), id }
     }
 
-    /// Sleeps for `time` unless the switch is set; true if it is.
+    /// Sleeps for `time`; true at once if the switch is or gets set.
     pub fn wait(&self, time: Duration) -> bool {
-        let end = Instant::now() + time;
-        while !self.is_set() {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let Ok(timeout) = Timespec::try_from(left) else { return self.is_set() };
-            match poll(&mut [PollFd::new(&self.0.event, PollFlags::IN)], Some(&timeout)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(_) => return self.is_set(),
-            }
-        }
-        true
+        let deadline = Instant::now().checked_add(time);
+        let mut fds = [PollFd::new(&self.0.event, PollFlags::IN)];
+        poll_until(&mut fds, deadline);
+        self.is_set()
     }
 
-    /// Readable once the switch is set: for polls that wait for something else too.
-    pub fn fd(&self) -> BorrowedFd<'_> {
+    /// Waits until `fd` has one of `events`, the switch is set, or `timeout` is over. The switch wins.
+    pub fn poll(&self, fd: BorrowedFd<'_>, events: PollFlags, timeout: Option<Duration>) -> Wake {
+        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        let mut fds = [PollFd::from_borrowed_fd(fd, events), PollFd::new(&self.0.event, PollFlags::IN)];
+        let ready = poll_until(&mut fds, deadline);
+        match (self.is_set(), ready) {
+            (true, _) => Wake::Cancelled,
+            (false, true) => Wake::Ready,
+            (false, false) => Wake::Timeout,
+        }
+    }
+
+    /// The index of the first of `fds` that is readable; none once the switch is set.
+    pub(super) fn poll_any(&self, fds: &[OwnedFd]) -> Option<usize> {
+        let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        polled.push(PollFd::new(&self.0.event, PollFlags::IN));
+        poll_until(&mut polled, None);
+        if self.is_set() { None } else { polled.iter().position(|fd| !fd.revents().is_empty()) }
+    }
+}
+
+/// Polls, going on after signals; false if the deadline passed.
+fn poll_until(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> bool {
+    loop {
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(fds, timeout.as_ref()) {
+            Err(Errno::INTR) => {}
+            Ok(0) => return false,
+            // Any other failure (EFAULT, EINVAL, ENOMEM) is answered by the call on the descriptor that follows.
+            Ok(_) | Err(_) => return true,
+        }
+    }
+}
+
+impl AsFd for Cancel {
+    /// Readable once set; for a poll over several descriptors. Never read it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.event.as_fd()
+    }
+}
+
+impl Inner {
+    fn closers(&self) -> MutexGuard<'_, Closers> {
+        self.closers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let closer = self.inner.closers().waiting.remove(&self.id);
+        drop(closer); // outside the lock: it may own the last handle of a descriptor
     }
 }
 
@@ -94,28 +160,88 @@ impl fmt::Debug for Cancel {
     }
 }
 
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Registration").field(&self.id).finish()
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::atomic::AtomicU32;
     use std::sync::mpsc;
 
     use super::*;
 
+    const FOREVER: Duration = Duration::from_secs(60);
+
+    fn counter() -> (Arc<AtomicU32>, Closer) {
+        let count = Arc::new(AtomicU32::new(0));
+        let closer = {
+            let count = Arc::clone(&count);
+            Box::new(move || {
+                count.fetch_add(1, Ordering::Relaxed);
+            })
+        };
+        (count, closer)
+    }
+
     #[test]
-    fn wakes_sleepers_and_closers_once() {
+    fn a_sleeper_wakes_at_once() {
         let cancel = Cancel::new().unwrap();
         assert!(!cancel.wait(Duration::from_millis(1)));
-        let (tx, rx) = mpsc::channel();
-        let before = tx.clone();
-        cancel.register(Box::new(move || before.send("before").unwrap()));
+        let (started, begun) = mpsc::channel();
         let sleeper = {
-            let c = cancel.clone();
-            std::thread::spawn(move || c.wait(Duration::from_mins(1)))
+            let cancel = cancel.clone();
+            std::thread::spawn(move || {
+                started.send(()).unwrap();
+                cancel.wait(FOREVER)
+            })
         };
-        cancel.set();
+        begun.recv().unwrap();
+        let before = Instant::now();
         cancel.set();
         assert!(sleeper.join().unwrap());
-        cancel.register(Box::new(move || tx.send("after").unwrap()));
-        assert_eq!(rx.iter().collect::<Vec<_>>(), ["before", "after"]);
+        assert!(before.elapsed() < FOREVER / 2);
+        assert!(cancel.is_set() && cancel.wait(FOREVER));
+    }
+
+    #[test]
+    fn closers_run_once() {
+        let cancel = Cancel::new().unwrap();
+        let (kept, closer) = counter();
+        let registration = cancel.register(closer);
+        let (dropped, closer) = counter();
+        drop(cancel.register(closer));
+        cancel.set();
+        cancel.set();
+        drop(registration);
+        let (late, closer) = counter();
+        let _late = cancel.register(closer);
+        assert_eq!([&kept, &dropped, &late].map(|c| c.load(Ordering::Relaxed)), [1, 0, 1]);
+    }
+
+    #[test]
+    fn a_closer_may_use_the_switch() {
+        let cancel = Cancel::new().unwrap();
+        let again = cancel.clone();
+        let _registration = cancel.register(Box::new(move || {
+            again.set();
+            drop(again.register(Box::new(|| {})));
+        }));
+        cancel.set();
+    }
+
+    #[test]
+    fn poll_says_why_it_ended() {
+        let cancel = Cancel::new().unwrap();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let poll = |timeout| cancel.poll(reader.as_fd(), PollFlags::IN, timeout);
+        assert_eq!(poll(Some(Duration::ZERO)), Wake::Timeout);
+        rustix::io::write(&writer, b"x").unwrap();
+        assert_eq!(poll(None), Wake::Ready);
+        cancel.set();
+        assert_eq!(poll(None), Wake::Cancelled);
     }
 }

@@ -1,5 +1,170 @@
 //! Byte transports behind one face: tcp, unix, fd, exec, file.
+//!
+//! [`connect`] opens the outgoing side, a [`Listener`] the incoming one; both give a [`Channel`] of one or two halves.
+//! Every call that waits ends at once when its [`Cancel`] is set, with kind `cancelled`, and so does every later one; every
+//! error names the URI and the cause. A channel carries bytes and knows nothing of the stream in them.
+//!
+//! | URI | outgoing | incoming | return path |
+//! |---|---|---|---|
+//! | `tcp:host:port` | connects | listens | yes |
+//! | `unix:path` | connects | listens | yes |
+//! | `fd:name` | a connected socket, or what can be written | a connected socket, or what can be read | sockets |
+//! | `exec:command` | its standard input | its standard output | no |
+//! | `file:path` | created 0600, cut off at the offset | read from the offset | no |
 
 mod cancel;
+mod exec;
+mod fd;
+mod file;
+mod half;
+mod listen;
+mod rate;
+mod tcp;
+mod unix;
+mod uri;
 
-pub use cancel::{Cancel, Closer};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::event::PollFlags;
+
+pub use cancel::{Cancel, Closer, Registration, Wake};
+pub use half::{ReadHalf, WriteHalf};
+pub use listen::Listener;
+pub use rate::{Clock, Monotonic, RateLimit, WINDOW};
+pub use uri::{Address, Inet, Uri};
+
+use crate::{Error, ErrorKind, Result};
+
+/// An open transport. Dropping both halves closes it.
+#[derive(Debug)]
+pub struct Channel {
+    /// Bytes from the peer; none on a one-way outgoing channel.
+    pub reader: Option<ReadHalf>,
+    /// Bytes to the peer; none on a one-way incoming channel.
+    pub writer: Option<WriteHalf>,
+    uri: Uri,
+}
+
+impl Channel {
+    /// What it was opened by.
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// Both directions are there, so a return path can be.
+    pub fn two_way(&self) -> bool {
+        self.reader.is_some() && self.writer.is_some()
+    }
+
+    /// The halves, to go to different threads.
+    pub fn split(self) -> (Option<ReadHalf>, Option<WriteHalf>) {
+        (self.reader, self.writer)
+    }
+}
+
+/// Opens the outgoing side of `uri`. `descriptor` belongs to `fd:` URIs and to no other.
+///
+/// Blocks for sockets until the peer accepts, refuses, or `cancel` is set. Raises `connect`, `bad-uri`, `timeout`, `cancelled`.
+pub fn connect(uri: &Uri, descriptor: Option<OwnedFd>, cancel: &Cancel) -> Result<Channel> {
+    let opened = match (uri.address(), descriptor) {
+        (Address::Tcp(inet), None) => Opened::socket(tcp::connect(uri, inet, cancel)?),
+        (Address::Unix(path), None) => Opened::socket(unix::connect(uri, path, cancel)?),
+        (address, descriptor) => Opened::once(uri, address, descriptor, Direction::Outgoing)?,
+    };
+    opened.channel(uri, cancel, Direction::Outgoing)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Outgoing,
+    Incoming,
+}
+
+impl Direction {
+    /// The kind of an opening that failed.
+    fn kind(self) -> ErrorKind {
+        match self {
+            Self::Outgoing => ErrorKind::Connect,
+            Self::Incoming => ErrorKind::Listen,
+        }
+    }
+}
+
+/// What was opened, before it has a switch.
+#[derive(Debug)]
+struct Opened {
+    /// Before the descriptor: it is told to end before it sees the end of its input.
+    command: Option<exec::Command>,
+    fd: OwnedFd,
+    created: Option<PathBuf>,
+}
+
+impl Opened {
+    fn socket(fd: OwnedFd) -> Self {
+        Self { command: None, fd, created: None }
+    }
+
+    /// Transports that need no listener: fd, exec, file.
+    fn once(uri: &Uri, address: &Address, descriptor: Option<OwnedFd>, direction: Direction) -> Result<Self> {
+        match (address, descriptor) {
+            (Address::Fd(_), Some(fd)) => Ok(Self::socket(fd::check(uri, fd, direction)?)),
+            (Address::Fd(name), None) => {
+                Err(uri.error(ErrorKind::InvalidArgument, format!("no descriptor named {name:?}; pass it with getfd")))
+            }
+            (_, Some(_)) => Err(uri.error(ErrorKind::InvalidArgument, "only fd: takes a descriptor")),
+            (Address::Exec(command), None) => {
+                let side = if direction == Direction::Outgoing { exec::Side::Input } else { exec::Side::Output };
+                let (command, fd) = exec::Command::start(uri, command, side, direction.kind())?;
+                Ok(Self { command: Some(command), fd, created: None })
+            }
+            (Address::File { path, offset }, None) => {
+                let fd = file::open(uri, path, *offset, direction)?;
+                Ok(Self { command: None, fd, created: Some(path.clone()) })
+            }
+            (Address::Tcp(_) | Address::Unix(_), None) => unreachable!("sockets are connected or listened on"),
+        }
+    }
+
+    /// Waits for the first byte, or the end.
+    fn readable(&self, uri: &Uri, cancel: &Cancel) -> Result<()> {
+        match cancel.poll(self.fd.as_fd(), PollFlags::IN, None) {
+            Wake::Cancelled => Err(cancelled(uri)),
+            Wake::Ready | Wake::Timeout => Ok(()),
+        }
+    }
+
+    fn channel(mut self, uri: &Uri, cancel: &Cancel, direction: Direction) -> Result<Channel> {
+        let kind = half::Kind::prepare(self.fd.as_fd()).map_err(|e| uri.error(direction.kind(), reason(e)))?;
+        if let Some(command) = &mut self.command {
+            command.ends_with(cancel);
+        }
+        let link = Arc::new(half::Link::new(self.fd, kind, uri, cancel));
+        let two_way = kind == half::Kind::Socket;
+        let (reader, writer) = match direction {
+            Direction::Incoming => {
+                let writer = two_way.then(|| WriteHalf::new(Arc::clone(&link), None, None));
+                (Some(ReadHalf::new(link, self.command)), writer)
+            }
+            Direction::Outgoing => {
+                let reader = two_way.then(|| ReadHalf::new(Arc::clone(&link), None));
+                (reader, Some(WriteHalf::new(link, self.command, self.created.as_deref())))
+            }
+        };
+        Ok(Channel { reader, writer, uri: uri.clone() })
+    }
+}
+
+/// The system's words for an error, without its number.
+fn reason(error: impl Into<std::io::Error>) -> String {
+    let text = error.into().to_string();
+    match text.split_once(" (os error ") {
+        Some((words, _)) => words.to_owned(),
+        None => text,
+    }
+}
+
+fn cancelled(uri: &Uri) -> Error {
+    uri.error(ErrorKind::Cancelled, "cancelled")
+}

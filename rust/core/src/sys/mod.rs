@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod guest;
+pub mod io;
 pub mod mmap;
 pub mod pagemap;
 pub mod probe;

@@ -1,0 +1,269 @@
+//! The two halves of an open channel: blocking reads and writes that a [`Cancel`] ends at once.
+//!
+//! Sockets stay blocking, because one call then moves megabytes; what ends such a call is `shutdown(2)` by the registered
+//! closer. Pipes and the like are non-blocking and polled together with the switch. Files never block for long.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::event::PollFlags;
+use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
+
+use super::cancel::{Registration, Wake};
+use super::exec::Command;
+use super::{Cancel, Uri, reason};
+use crate::sys::io::{self, IoVec};
+use crate::{Error, ErrorKind, Result};
+
+/// How a descriptor waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Socket,
+    /// Pipe, FIFO, character device: non-blocking and polled.
+    Pipe,
+    /// Regular file or block device.
+    File,
+}
+
+impl Kind {
+    /// By what `fstat` says; sets the blocking mode that goes with it.
+    pub(super) fn prepare(fd: BorrowedFd<'_>) -> rustix::io::Result<Self> {
+        let kind = match FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) {
+            FileType::Socket => Self::Socket,
+            FileType::RegularFile | FileType::BlockDevice => Self::File,
+            FileType::Directory => return Err(Errno::ISDIR),
+            _ => Self::Pipe,
+        };
+        let flags = rustix::fs::fcntl_getfl(fd)?;
+        let wanted = if kind == Self::Pipe { flags | OFlags::NONBLOCK } else { flags - OFlags::NONBLOCK };
+        if wanted != flags {
+            rustix::fs::fcntl_setfl(fd, wanted)?;
+        }
+        Ok(kind)
+    }
+}
+
+/// An open descriptor with its name and its switch, shared by the halves.
+#[derive(Debug)]
+pub(super) struct Link {
+    fd: Arc<OwnedFd>,
+    kind: Kind,
+    uri: Uri,
+    cancel: Cancel,
+    _closer: Option<Registration>,
+}
+
+impl Link {
+    pub(super) fn new(fd: OwnedFd, kind: Kind, uri: &Uri, cancel: &Cancel) -> Self {
+        let fd = Arc::new(fd);
+        let closer = (kind == Kind::Socket).then(|| {
+            let fd = Arc::clone(&fd);
+            // A socket that is not connected any more is as good as shut down.
+            cancel.register(Box::new(move || {
+                let _ = rustix::net::shutdown(&*fd, rustix::net::Shutdown::Both);
+            }))
+        });
+        Self { fd, kind, uri: uri.clone(), cancel: cancel.clone(), _closer: closer }
+    }
+
+    fn cancelled(&self) -> Error {
+        self.uri.error(ErrorKind::Cancelled, "cancelled")
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.cancel.is_set() { Err(self.cancelled()) } else { Ok(()) }
+    }
+
+    fn wait(&self, events: PollFlags) -> Result<()> {
+        match self.cancel.poll(self.fd.as_fd(), events, None) {
+            Wake::Cancelled => Err(self.cancelled()),
+            Wake::Ready | Wake::Timeout => Ok(()),
+        }
+    }
+
+    /// What a failed call means; a cancelled one means nothing else.
+    fn failed(&self, doing: &str, errno: Errno) -> Error {
+        if self.cancel.is_set() {
+            return self.cancelled();
+        }
+        let kind = match errno {
+            Errno::PIPE | Errno::CONNRESET | Errno::CONNABORTED => {
+                return self.uri.error(ErrorKind::Closed, format!("the peer closed the channel ({})", reason(errno)));
+            }
+            Errno::TIMEDOUT | Errno::HOSTUNREACH | Errno::NETUNREACH => ErrorKind::Timeout,
+            _ => ErrorKind::Io,
+        };
+        let remedy = match errno {
+            Errno::NOSPC | Errno::DQUOT => "; free some and try again",
+            Errno::FBIG => "; raise the limit (ulimit -f) or choose another file system",
+            _ => "",
+        };
+        self.uri.error(kind, format!("{doing}: {}{remedy}", reason(errno)))
+    }
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct ReadHalf {
+    /// Before the link: it is ended before its pipe closes.
+    command: Option<Command>,
+    link: Option<Arc<Link>>,
+}
+
+impl ReadHalf {
+    pub(super) fn new(link: Arc<Link>, command: Option<Command>) -> Self {
+        Self { command, link: Some(link) }
+    }
+
+    /// One read into `buf`: what is there, waiting only if there is nothing; 0 at the end.
+    ///
+    /// The end of a command's output is an error if the command failed.
+    pub fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
+        let Some(link) = &self.link else { return Ok(0) };
+        loop {
+            link.check()?;
+            match rustix::io::read(&*link.fd, &mut *buf) {
+                Ok(0) if !buf.is_empty() => break,
+                Ok(got) => return Ok(got),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => link.wait(PollFlags::IN)?,
+                Err(errno) => return Err(link.failed("reading", errno)),
+            }
+        }
+        link.check()?;
+        if let Some(command) = &mut self.command {
+            command.succeeded(&link.cancel, false)?;
+        }
+        Ok(0)
+    }
+
+    /// Everything that was wanted has been read: lets a command end and takes its status (dying of a closed pipe is no failure here).
+    /// Anything else has nothing to say. Reads return 0 afterwards for a command.
+    pub fn finish(&mut self) -> Result<()> {
+        let Some(command) = &mut self.command else { return Ok(()) };
+        let Some(link) = self.link.take() else { return Ok(()) };
+        let cancel = link.cancel.clone();
+        drop(link); // closes the pipe: a command that still writes must not wait for us
+        command.succeeded(&cancel, true)
+    }
+}
+
+/// The sending half.
+#[derive(Debug)]
+pub struct WriteHalf {
+    /// Before the link: a command that gets half a stream is ended before it could take that for the whole.
+    command: Option<Command>,
+    link: Option<Arc<Link>>,
+    /// The file whose name must be on disk when `finish` returns.
+    created: Option<Box<Path>>,
+}
+
+impl WriteHalf {
+    pub(super) fn new(link: Arc<Link>, command: Option<Command>, created: Option<&Path>) -> Self {
+        Self { command, link: Some(link), created: created.map(Into::into) }
+    }
+
+    /// Writes all of `bytes`.
+    pub fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write_iov(&[IoVec::from_slice(bytes)])
+    }
+
+    /// Writes all of `vectors`, any number of them, straight from where they point.
+    pub fn write_iov(&mut self, vectors: &[IoVec<'_>]) -> Result<()> {
+        let Some(link) = &self.link else {
+            return Err(Error::new(ErrorKind::InvalidState, "writing to a channel that was finished"));
+        };
+        match write_iov(link, vectors) {
+            // A broken pipe only says that the command has gone; its status says why.
+            Err(e) if e.kind == ErrorKind::Closed => match &mut self.command {
+                Some(command) => Err(command.gone_early(&link.cancel)),
+                None => Err(e),
+            },
+            done => done,
+        }
+    }
+
+    /// Bytes written that the other side's kernel has not taken (socket) or that nobody has read yet (pipe); 0 for files.
+    pub fn pending_unsent(&self) -> u64 {
+        let Some(link) = &self.link else { return 0 };
+        match link.kind {
+            Kind::Socket => io::socket_unsent(link.fd.as_fd()).unwrap_or(0),
+            Kind::Pipe => rustix::io::ioctl_fionread(&*link.fd).unwrap_or(0),
+            Kind::File => 0,
+        }
+    }
+
+    /// Everything was written. A command gets its end of input and must end with status 0; a file is on disk when this returns (an
+    /// `fsync` cannot be cancelled); sockets and pipes have nothing to do. Only a command refuses writes afterwards.
+    pub fn finish(&mut self) -> Result<()> {
+        let Some(link) = &self.link else { return Ok(()) };
+        link.check()?;
+        if let Some(command) = &mut self.command {
+            let cancel = link.cancel.clone();
+            self.link = None; // the last handle: closes the pipe
+            return command.succeeded(&cancel, false);
+        }
+        if link.kind == Kind::File {
+            rustix::fs::fsync(&*link.fd).map_err(|e| link.failed("writing to disk", e))?;
+            if let Some(path) = &self.created {
+                sync_directory(path);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_iov(link: &Link, mut vectors: &[IoVec<'_>]) -> Result<()> {
+    while !vectors.is_empty() {
+        let batch = &vectors[..vectors.len().min(io::MAX_IOV)];
+        let mut taken = write_some(link, batch)?;
+        let whole = batch
+            .iter()
+            .take_while(|v| {
+                v.len() <= taken && {
+                    taken -= v.len();
+                    true
+                }
+            })
+            .count();
+        vectors = &vectors[whole..];
+        if taken > 0 {
+            // It stopped inside a vector: the rest of that alone, then on.
+            let mut rest = vectors[0].after(taken);
+            while !rest.is_empty() {
+                rest = rest.after(write_some(link, std::slice::from_ref(&rest))?);
+            }
+            vectors = &vectors[1..];
+        }
+    }
+    Ok(())
+}
+
+/// One write of at most `MAX_IOV` vectors, waiting until there is room.
+fn write_some(link: &Link, vectors: &[IoVec<'_>]) -> Result<usize> {
+    loop {
+        link.check()?;
+        let written = match link.kind {
+            Kind::Socket => io::send(link.fd.as_fd(), vectors),
+            Kind::Pipe | Kind::File => io::write(link.fd.as_fd(), vectors),
+        };
+        match written {
+            // a device that takes nothing and says nothing would keep us for ever
+            Ok(0) if vectors.iter().any(|v| !v.is_empty()) => return Err(link.failed("writing", Errno::IO)),
+            Ok(taken) => return Ok(taken),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => link.wait(PollFlags::OUT)?,
+            Err(errno) => return Err(link.failed("writing", errno)),
+        }
+    }
+}
+
+/// Makes a new name durable. Not every file system can; the bytes themselves are safe by then.
+fn sync_directory(path: &Path) {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let Ok(directory) = std::fs::File::open(parent) {
+        let _ = directory.sync_all();
+    }
+}

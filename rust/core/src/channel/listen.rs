@@ -1,0 +1,159 @@
+//! The incoming side: bound at once, accepted later, listening until dropped.
+//!
+//! After a channel was accepted, a thread of the listener closes and logs further connections, so that a stray peer gets
+//! an end of file instead of waiting for ever in the kernel's queue.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use serde_json::Value;
+
+use super::{Address, Cancel, Channel, Direction, Opened, Uri, cancelled, reason, tcp, unix};
+use crate::{ErrorKind, Result};
+
+/// Connections that wait to be accepted.
+pub(super) const BACKLOG: i32 = 16;
+
+/// A bound incoming URI.
+#[derive(Debug)]
+pub struct Listener {
+    uri: Uri,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Sockets(Sockets),
+    /// Opened when bound, handed out once.
+    Once(Mutex<Option<Opened>>),
+}
+
+#[derive(Debug)]
+struct Sockets {
+    fds: Arc<Vec<OwnedFd>>,
+    addresses: Vec<Value>,
+    surplus: Mutex<Option<Surplus>>,
+    /// Last: the name goes when nobody accepts any more.
+    _file: Option<unix::SocketFile>,
+}
+
+/// The thread that turns further connections away.
+#[derive(Debug)]
+struct Surplus {
+    stop: Cancel,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    /// Binds a socket, or opens what needs no listener. `descriptor` belongs to `fd:` URIs and to no other.
+    ///
+    /// Does not wait for a peer, but for the resolver if the host is a name. Raises `listen`, `bad-uri`.
+    pub fn bind(uri: &Uri, descriptor: Option<OwnedFd>) -> Result<Self> {
+        let source = match (uri.address(), descriptor) {
+            (Address::Tcp(inet), None) => {
+                let fds = tcp::listen(uri, inet)?;
+                let addresses = fds.iter().map(tcp::describe).collect::<Result<_>>()?;
+                Source::Sockets(Sockets { fds: Arc::new(fds), addresses, surplus: Mutex::default(), _file: None })
+            }
+            (Address::Unix(path), None) => {
+                let (fd, file) = unix::listen(uri, path)?;
+                let addresses = vec![file.describe()];
+                Source::Sockets(Sockets { fds: Arc::new(vec![fd]), addresses, surplus: Mutex::default(), _file: Some(file) })
+            }
+            (address, descriptor) => Source::Once(Mutex::new(Some(Opened::once(uri, address, descriptor, Direction::Incoming)?))),
+        };
+        Ok(Self { uri: uri.clone(), source })
+    }
+
+    /// What it was bound by.
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// The bound addresses as `query-migrate`'s `socket-address`; empty for what is no listening socket.
+    pub fn addresses(&self) -> Value {
+        match &self.source {
+            Source::Sockets(sockets) => Value::Array(sockets.addresses.clone()),
+            Source::Once(_) => Value::Array(Vec::new()),
+        }
+    }
+
+    /// Waits for a peer (sockets) or for the first byte (descriptor, command), and opens the channel; `cancel` ends both
+    /// the waiting and the channel. Connections beyond the one returned are turned away until the next call.
+    pub fn accept(&self, cancel: &Cancel) -> Result<Channel> {
+        match &self.source {
+            Source::Sockets(sockets) => sockets.accept(&self.uri, cancel),
+            Source::Once(opened) => {
+                let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let opened = opened.ok_or_else(|| self.uri.error(ErrorKind::InvalidState, "it gives one channel only, which was taken"))?;
+                opened.readable(&self.uri, cancel)?;
+                opened.channel(&self.uri, cancel, Direction::Incoming)
+            }
+        }
+    }
+}
+
+impl Sockets {
+    fn accept(&self, uri: &Uri, cancel: &Cancel) -> Result<Channel> {
+        let mut surplus = self.surplus();
+        *surplus = None; // stops it
+        let fd = match accept(&self.fds, cancel) {
+            Ok(Some(fd)) => fd,
+            Ok(None) => return Err(cancelled(uri)),
+            Err(errno) => return Err(uri.error(ErrorKind::Listen, format!("accepting: {}", reason(errno)))),
+        };
+        if matches!(uri.address(), Address::Tcp(_)) {
+            tcp::tune(&fd);
+        }
+        *surplus = Some(Surplus::start(uri, &self.fds)?);
+        drop(surplus);
+        Opened::socket(fd).channel(uri, cancel, Direction::Incoming)
+    }
+
+    fn surplus(&self) -> MutexGuard<'_, Option<Surplus>> {
+        self.surplus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Surplus {
+    fn start(uri: &Uri, fds: &Arc<Vec<OwnedFd>>) -> Result<Self> {
+        let stop = Cancel::new()?;
+        let (name, fds, until) = (uri.clone(), Arc::clone(fds), stop.clone());
+        let thread = std::thread::Builder::new()
+            .name("qmig-surplus".into())
+            .spawn(move || {
+                // An error here (no descriptor left) must not spin: the queue then simply stays as it is.
+                while let Ok(Some(extra)) = accept(&fds, &until) {
+                    tracing::warn!("{name}: a further connection was closed; this migration has its channel");
+                    drop(extra);
+                }
+            })
+            .map_err(|e| uri.error(ErrorKind::Listen, format!("starting a thread: {}", reason(e))))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Surplus {
+    fn drop(&mut self) {
+        self.stop.set();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The next connection; none once the switch is set.
+fn accept(fds: &[OwnedFd], cancel: &Cancel) -> rustix::io::Result<Option<OwnedFd>> {
+    while let Some(index) = cancel.poll_any(fds) {
+        match rustix::net::accept_with(&fds[index], SocketFlags::CLOEXEC) {
+            Ok(fd) => return Ok(Some(fd)),
+            // gone again before we came
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,212 @@
+//! Descriptors and vectors for the kernel: what channels and the monitor need beyond rustix's safe calls.
+//!
+//! An [`IoVec`] is an address and a length that only the kernel follows, so a page goes from guest memory to a socket
+//! without a Rust reference to it ever existing.
+
+use std::ffi::c_int;
+use std::io::IoSlice;
+use std::marker::PhantomData;
+use std::mem::{MaybeUninit, align_of, size_of};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::{Errno, IoSliceMut, Result};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags};
+
+use super::guest::GuestRange;
+
+/// Most vectors that one system call takes (`UIO_MAXIOV`).
+pub const MAX_IOV: usize = 1024;
+
+/// Most descriptors that one message carries (`SCM_MAX_FD`).
+pub const MAX_FDS: usize = 253;
+
+/// Bytes that the kernel is to read, in our memory or the guest's.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct IoVec<'a> {
+    base: *const u8,
+    len: usize,
+    memory: PhantomData<&'a ()>,
+}
+
+// Both are `struct iovec`: std promises it for IoSlice.
+const _: () = assert!(size_of::<IoVec<'_>>() == size_of::<IoSlice<'_>>() && align_of::<IoVec<'_>>() == align_of::<IoSlice<'_>>());
+
+// SAFETY: an address and a length; only the kernel reads there, and it may do so for any thread.
+unsafe impl Send for IoVec<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for IoVec<'_> {}
+
+impl<'a> IoVec<'a> {
+    /// Over ordinary memory.
+    pub fn from_slice(bytes: &'a [u8]) -> Self {
+        Self { base: bytes.as_ptr(), len: bytes.len(), memory: PhantomData }
+    }
+
+    /// Over guest memory, without a reference to it: what the guest writes meanwhile is sent as it is found.
+    pub fn from_guest(range: GuestRange<'a>) -> Self {
+        Self { base: range.as_ptr(), len: range.len(), memory: PhantomData }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No bytes at all.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The same without its first `count` bytes. Panics if it has fewer.
+    #[must_use]
+    pub fn after(&self, count: usize) -> Self {
+        assert!(count <= self.len, "{count} bytes of a vector of {}", self.len);
+        Self { base: self.base.wrapping_add(count), len: self.len - count, memory: PhantomData }
+    }
+
+    fn slices<'s>(vectors: &'s [IoVec<'a>]) -> &'s [IoSlice<'a>] {
+        // SAFETY: same layout (asserted above), same lifetimes; the callers below hand it to the kernel and never dereference it.
+        unsafe { std::slice::from_raw_parts(vectors.as_ptr().cast(), vectors.len()) }
+    }
+}
+
+/// Sends from at most [`MAX_IOV`] vectors to a connected socket; returns the bytes taken. A gone peer is `EPIPE`, never a signal.
+///
+/// See <https://man7.org/linux/man-pages/man2/sendmsg.2.html>
+pub fn send(socket: BorrowedFd<'_>, vectors: &[IoVec<'_>]) -> Result<usize> {
+    rustix::net::sendmsg(socket, IoVec::slices(vectors), &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
+}
+
+/// Writes from at most [`MAX_IOV`] vectors; returns the bytes taken. For what is no socket.
+///
+/// See <https://man7.org/linux/man-pages/man2/writev.2.html>
+pub fn write(fd: BorrowedFd<'_>, vectors: &[IoVec<'_>]) -> Result<usize> {
+    rustix::io::writev(fd, IoVec::slices(vectors))
+}
+
+/// One receive of bytes and of the descriptors that came with them, close-on-exec, appended to `fds`. Returns the bytes read, 0 at the end.
+///
+/// See <https://man7.org/linux/man-pages/man7/unix.7.html> (`SCM_RIGHTS`)
+pub fn receive_with_fds(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    Ok(got.bytes)
+}
+
+/// Bytes that were put into a socket and that the peer's kernel has not taken yet (TCP: not acknowledged).
+///
+/// See <https://man7.org/linux/man-pages/man7/tcp.7.html> (`SIOCOUTQ`)
+pub fn socket_unsent(socket: BorrowedFd<'_>) -> Result<u64> {
+    const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
+    // SAFETY: SIOCOUTQ writes one int; on a descriptor that is no socket it is TIOCOUTQ, which writes one int or fails.
+    let unsent = unsafe { rustix::ioctl::ioctl(socket, rustix::ioctl::Getter::<SIOCOUTQ, c_int>::new()) }?;
+    Ok(u64::try_from(unsent).unwrap_or(0))
+}
+
+/// Takes over a descriptor by its number and makes it close-on-exec. The caller gives up the number: nobody else may close it.
+///
+/// Raises `EBADF` for a number that is not open.
+pub fn adopt(number: RawFd) -> Result<OwnedFd> {
+    if number < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: the borrow lasts for one fcntl, which answers EBADF for a number that is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    let flags = rustix::io::fcntl_getfd(borrowed)?;
+    rustix::io::fcntl_setfd(borrowed.as_fd(), flags | rustix::io::FdFlags::CLOEXEC)?;
+    // SAFETY: it is open, and by this function's contract it is the caller's to give.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::fd::IntoRawFd;
+
+    use rustix::net::{AddressFamily, SendAncillaryMessage, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap()
+    }
+
+    #[test]
+    fn vectors_arrive_in_order() {
+        let (ours, theirs) = pair();
+        let bytes = b"hello";
+        let vectors = [IoVec::from_slice(&bytes[..2]), IoVec::from_slice(bytes).after(2), IoVec::from_slice(b"")];
+        assert_eq!(send(ours.as_fd(), &vectors).unwrap(), 5);
+        assert_eq!(write(ours.as_fd(), &vectors).unwrap(), 5);
+        let mut got = [0; 16];
+        assert_eq!(rustix::io::read(&theirs, &mut got).unwrap(), 10);
+        assert_eq!(&got[..10], b"hellohello");
+    }
+
+    #[test]
+    fn guest_memory_is_sent_from_where_it_is() {
+        let (ours, theirs) = pair();
+        let mut ram = vec![7; 64];
+        let base = std::ptr::NonNull::new(ram.as_mut_ptr()).unwrap();
+        // SAFETY: the vector outlives the view and is not touched meanwhile.
+        let memory = unsafe { crate::sys::guest::GuestMem::new(base, 64) };
+        let vector = IoVec::from_guest(memory.range(8, 16));
+        assert_eq!((vector.len(), vector.base), (16, base.as_ptr().wrapping_add(8).cast_const()));
+        assert_eq!(send(ours.as_fd(), &[vector]).unwrap(), 16);
+        let mut got = [0; 64];
+        assert_eq!(rustix::io::read(&theirs, &mut got).unwrap(), 16);
+        assert_eq!(got[..16], [7; 16]);
+    }
+
+    #[test]
+    fn a_gone_peer_is_an_error_and_no_signal() {
+        let (ours, theirs) = pair();
+        drop(theirs);
+        assert_eq!(send(ours.as_fd(), &[IoVec::from_slice(b"x")]), Err(Errno::PIPE));
+    }
+
+    #[test]
+    fn unsent_bytes_are_counted() {
+        let (ours, theirs) = pair();
+        assert_eq!(socket_unsent(ours.as_fd()), Ok(0));
+        send(ours.as_fd(), &[IoVec::from_slice(&[0; 100])]).unwrap();
+        assert!(socket_unsent(ours.as_fd()).unwrap() >= 100);
+        rustix::io::read(&theirs, &mut [0; 100]).unwrap();
+        assert_eq!(socket_unsent(ours.as_fd()), Ok(0));
+    }
+
+    #[test]
+    fn descriptors_travel_and_close_on_exec() {
+        let (ours, theirs) = pair();
+        let fds = [ours.as_fd(), theirs.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+        rustix::net::sendmsg(&ours, &[IoSlice::new(b"{}")], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+        let (mut bytes, mut received) = ([0; 8], Vec::new());
+        assert_eq!(receive_with_fds(theirs.as_fd(), &mut bytes, &mut received).unwrap(), 2);
+        assert_eq!(received.len(), 2);
+        for fd in &received {
+            assert!(rustix::io::fcntl_getfd(fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        }
+    }
+
+    #[test]
+    fn only_open_numbers_are_adopted() {
+        assert_eq!(adopt(-1).unwrap_err(), Errno::BADF);
+        assert_eq!(adopt(1_000_000).unwrap_err(), Errno::BADF);
+        let (ours, theirs) = pair();
+        rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::empty()).unwrap();
+        let adopted = adopt(ours.into_raw_fd()).unwrap();
+        assert!(rustix::io::fcntl_getfd(&adopted).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        send(adopted.as_fd(), &[IoVec::from_slice(b"x")]).unwrap();
+        assert_eq!(rustix::io::read(&theirs, &mut [0; 4]).unwrap(), 1);
+    }
+}
