@@ -135,12 +135,14 @@ impl<C> fmt::Debug for RateLimit<C> {
 mod tests {
     use super::*;
 
+    type Act = Box<dyn Fn(&Cancel) + Send + Sync>;
+
     /// Time moves only in sleeps, whose lengths it keeps, and may do something at one of them.
     #[derive(Default)]
     struct Script {
         now: Mutex<Duration>,
         slept: Mutex<Vec<Duration>>,
-        at: Option<(usize, Box<dyn Fn(&Cancel) + Send + Sync>)>,
+        at: Option<(usize, Act)>,
     }
 
     impl Script {
