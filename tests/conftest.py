@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def qemu_binary() -> str:
-    """Path of a real QEMU. Without one the test is skipped, or fails where QMIG_REQUIRE_QEMU=1 says that it must be there."""
+    """Path of a real QEMU. Without one the test is skipped, or fails where QMIG_REQUIRE_QEMU=1 wants one."""
     found = shutil.which(QEMU)
     if found:
         return found
@@ -40,7 +40,7 @@ def qemu_binary() -> str:
 
 @pytest.fixture
 def qemu(qemu_binary: str, tmp_path: Path) -> Iterator[Callable[..., QemuPeer]]:
-    """Starts real QEMUs: `qemu("-m", "64M", ram=path, incoming="defer")` gives a QemuPeer; all are ended after the test."""
+    """Starts real QEMUs: `qemu("-m", "64M", ram=path, incoming="defer")` gives a QemuPeer; the test's end ends all."""
     from interop.qemu_peer import QemuPeer
 
     started: list[QemuPeer] = []

@@ -16,7 +16,7 @@ STREAMS = REPOSITORY / "tests" / "streams"
 
 
 def wait_until(predicate: Callable[[], T], seconds: float = 20.0, what: str = "the condition") -> T:
-    """Polls until `predicate()` is true and returns its value; fails the test after `seconds`, naming `what` it waited for."""
+    """Polls until `predicate()` is true and returns its value; fails the test after `seconds`, naming `what`."""
     end = time.monotonic() + seconds
     pause = 0.0005
     while True:

@@ -119,7 +119,9 @@ class Writer:
     def __len__(self) -> int: ...
     def getvalue(self) -> bytes: ...
 
-def decode(data: Buffer, resolver: Callable[[str, int, int, Reader], None] | None = None, *, footers: bool = True) -> list[dict[str, Any]]:
+def decode(
+    data: Buffer, resolver: Callable[[str, int, int, Reader], None] | None = None, *, footers: bool = True
+) -> list[dict[str, Any]]:
     """Every element of a whole stream as dicts (`type`, `offset`, ...). `resolver(idstr, instance, version, reader)` consumes device payloads.
 
     RAM pages go nowhere but are counted and hashed. Raises StreamError; its `partial` attribute holds the elements before the error.

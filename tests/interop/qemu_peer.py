@@ -88,7 +88,10 @@ class QemuPeer:
         return answer
 
     def wait_migration(self, *statuses: str, seconds: float = 30.0) -> dict[str, Any]:
-        """Polls query-migrate until its status is one of `statuses` (default: completed); another final status fails the test."""
+        """Polls query-migrate until its status is one of `statuses` (default: completed).
+
+        Another final status fails the test at once.
+        """
         wanted = set(statuses or ("completed",))
 
         def reached() -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The peer itself: a QEMU filled from a file moves to another QEMU, so that a failing interop test means us and not the harness."""
+"""The peer itself: QEMU to QEMU works, so that a failing interop test means us and not the harness."""
 
 import random
 

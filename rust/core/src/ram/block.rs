@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{AtomicBitmap, Bitmap, DirtyLogKind, TARGET_PAGE, dirty, pages};
@@ -77,6 +77,8 @@ pub struct Block {
     pub(super) marks: AtomicBitmap,
     /// A dirty log or a fault handler has the block.
     pub(super) leased: AtomicBool,
+    /// An explicit log runs.
+    pub(super) wants_marks: AtomicBool,
     last_dirty: Mutex<Option<Bitmap>>,
 }
 
@@ -140,6 +142,7 @@ impl Block {
             max,
             marks: AtomicBitmap::new(pages(max)),
             leased: AtomicBool::new(false),
+            wants_marks: AtomicBool::new(false),
             last_dirty: Mutex::new(None),
         })
     }
@@ -184,6 +187,14 @@ impl Block {
         if self.explicit || self.memory.nature() == Nature::Disk { DirtyLogKind::Explicit } else { DirtyLogKind::WpAsync }
     }
 
+    /// True while a log runs that knows only what `mark_dirty` says. To be asked after the write, as cheaply as it looks:
+    /// the log's start makes sure that a writer either sees this or has its write seen by the first pass.
+    #[inline]
+    pub fn wants_marks(&self) -> bool {
+        compiler_fence(Ordering::SeqCst);
+        self.wants_marks.load(Ordering::Relaxed)
+    }
+
     /// The caller said that it marks what it writes.
     pub(super) fn explicit(&self) -> bool {
         self.explicit
@@ -193,7 +204,7 @@ impl Block {
         &self.memory
     }
 
-    pub(super) fn view(&self) -> GuestMem<'_> {
+    pub(crate) fn view(&self) -> GuestMem<'_> {
         self.memory.view()
     }
 

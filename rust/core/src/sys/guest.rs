@@ -97,6 +97,31 @@ impl<'a> GuestMem<'a> {
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into, from.len()) }
     }
 
+    /// Reads eight aligned bytes in one access, as a guest's load does (host byte order).
+    #[inline]
+    pub fn load_u64(&self, offset: u64) -> u64 {
+        let from = self.word(offset);
+        // SAFETY: `word` checked range and alignment; volatile, because the guest writes at the same time.
+        unsafe { from.read_volatile() }
+    }
+
+    /// Writes eight aligned bytes in one access, as a guest's store does (host byte order).
+    #[inline]
+    pub fn store_u64(&self, offset: u64, value: u64) {
+        let into = self.word(offset);
+        // SAFETY: as in `load_u64`.
+        unsafe { into.write_volatile(value) }
+    }
+
+    #[inline]
+    fn word(&self, offset: u64) -> *mut u64 {
+        // Memory is mapped, so an offset inside it fits; one that does not is refused by `at`.
+        #[allow(clippy::cast_ptr_alignment)] // asserted below
+        let word = self.at(usize::try_from(offset).unwrap_or(usize::MAX), 8).cast::<u64>();
+        assert!(word.is_aligned(), "guest word at {offset:#x} is not aligned");
+        word
+    }
+
     /// Sets every byte to `value`.
     pub fn fill(&self, offset: usize, len: usize, value: u8) {
         let into = self.at(offset, len);
