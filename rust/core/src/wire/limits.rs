@@ -1,0 +1,18 @@
+//! Named limits for what a peer may ask us to hold or to do. The stream is hostile until proven otherwise.
+
+/// Longest machine type name: real ones have a dozen bytes, and the field could announce four gigabytes.
+pub const MACHINE_NAME_MAX: u32 = 255;
+/// Capabilities in the configuration: two exist.
+pub const CAPABILITIES_MAX: u32 = 64;
+/// RAM blocks: a machine with every memory slot and every PCI ROM stays below.
+pub const RAM_BLOCKS_MAX: usize = 1024;
+/// Sections announced in one stream: each costs us memory until the stream ends; big machines have a few hundred.
+pub const SECTIONS_MAX: usize = 16_384;
+/// Bytes of the description that are kept; the rest is read and dropped.
+pub const DESCRIPTION_KEPT: u32 = 64 << 20;
+/// Payload of a return-path message (spec/stream 8.1).
+pub const RETURN_MESSAGE_MAX: u16 = 512;
+/// Look-ahead of a reader: a subsection's type, length and name, with room to spare.
+pub const PEEK_MAX: usize = 512;
+/// Growth step where the stream announces a length: memory follows the bytes that came, not the announcement.
+pub const READ_STEP: usize = 64 << 10;
