@@ -6,6 +6,8 @@ No thread of the core ever takes that lock, so `Monitor` answers and `Control.ca
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, final
 
+import numpy as np
+import numpy.typing as npt
 from typing_extensions import Buffer
 
 __version__: str
@@ -73,6 +75,9 @@ class Block:
     def resize(self, size: int) -> None: ...
     def dump_dirty(self, expected: bool = False) -> str:
         """The dirty bitmap of the last migration, 128 pages a line as `1` and `.`; lines that are wholly `expected` are left out."""
+    def numpy(self) -> npt.NDArray[np.uint8]:
+        """An array over the used length; no copy."""
+    def __buffer__(self, flags: int, /) -> memoryview: ...
     def close(self) -> None:
         """Unmap. Raises MigrationError (`invalid-state`) while views are exported or a migration uses the block."""
 

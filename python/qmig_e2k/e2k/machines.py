@@ -111,6 +111,12 @@ def resolve(machine_type: str) -> str:
     return name
 
 
+def bare(machine_type: str) -> Machine:
+    """A machine of that type with neither memory nor devices, for emulators that register their own."""
+    name = resolve(machine_type)
+    return Machine(name, "e2k" if name == "e2k-qemu" else name, [])
+
+
 def build(
     machine_type: str,
     ram_size: int,

@@ -207,6 +207,12 @@ impl PyBlock {
         Ok(self.core()?.dump_dirty(expected))
     }
 
+    /// A uint8 array over the used length.
+    fn numpy<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let numpy = slf.py().import("numpy")?;
+        numpy.call_method1("frombuffer", (slf, numpy.getattr("uint8")?, slf.get().size()?))
+    }
+
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let mut held = self.lock();
         let Some(Held { block, .. }) = held.as_ref() else { return Ok(()) };

@@ -1,0 +1,67 @@
+"""What keeps a machine from migrating: reasons added by its owner or over QMP (spec/control-plane 11)."""
+
+from collections.abc import Callable
+
+from qmig_e2k._core import Control
+from qmig_e2k.errors import migration_error
+from qmig_e2k.migration.settings import Settings
+
+__all__ = ["RUNNING", "Blockers"]
+
+RUNNING = frozenset(
+    {
+        "setup",
+        "active",
+        "pre-switchover",
+        "device",
+        "cancelling",
+        "postcopy-active",
+        "postcopy-paused",
+        "postcopy-recover",
+        "wait-unplug",
+    }
+)
+"""Outgoing states in which a migration is under way."""
+
+
+class Blockers:
+    """The blockers of one machine; the newest is reported first. The caller serialises changes."""
+
+    def __init__(self, control: Control, settings: Settings, fixed: Callable[[], list[str]]) -> None:
+        """`fixed` names what blocks by its nature, e.g. devices that cannot be migrated."""
+        self._control = control
+        self._settings = settings
+        self._fixed = fixed
+        self._reasons: dict[int, str] = {}
+        self._next = 1
+
+    def reasons(self) -> list[str]:
+        """Every reason, newest first."""
+        return [*reversed(self._reasons.values()), *self._fixed()]
+
+    def add(self, reason: str) -> int:
+        """Add a blocker and return its number for `remove`.
+
+        Raises:
+            MigrationError: `not-permitted` under --only-migratable, `invalid-state` while a migration runs.
+        """
+        if self._settings.only_migratable:
+            raise migration_error("not-permitted", f"disallowing migration blocker (--only-migratable) for: {reason}")
+        if self._control.outgoing_status in RUNNING:
+            raise migration_error(
+                "invalid-state", f"disallowing migration blocker (a migration is in progress) for: {reason}"
+            )
+        number, self._next = self._next, self._next + 1
+        self._reasons[number] = reason
+        self.publish()
+        return number
+
+    def remove(self, number: int) -> None:
+        """Remove a blocker; raises MigrationError (`invalid-argument`) if there is none of that number."""
+        if self._reasons.pop(number, None) is None:
+            raise migration_error("invalid-argument", f"there is no migration blocker {number}")
+        self.publish()
+
+    def publish(self) -> None:
+        """Tell the core, which lists the reasons in query-migrate."""
+        self._control.set_blocked_reasons(self.reasons())

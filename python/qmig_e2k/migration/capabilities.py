@@ -1,0 +1,96 @@
+"""The capabilities of a migration: what exists, what can be switched on here, and which exclude each other.
+
+A change is checked as a whole and then applied as a whole, or not at all (spec/control-plane 5). A capability that is
+known but cannot be had is
+refused by name with the reason; switching it off is always accepted.
+"""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from qmig_e2k.errors import migration_error
+
+__all__ = ["ALIASES", "CAPABILITIES", "Capabilities", "canonical"]
+
+_LATER = "it is not built yet in this version of qmig_e2k"
+_STORAGE = "this machine has no block devices"
+
+CAPABILITIES: Mapping[str, str | None] = MappingProxyType(
+    {
+        "xbzrle": _LATER,
+        "rdma-pin-all": "the rdma: transport is not supported",
+        "auto-converge": _LATER,
+        "zero-blocks": _STORAGE,
+        "compress": _LATER,
+        "events": None,
+        "postcopy-ram": _LATER,
+        "x-colo": "COLO is not built",
+        "release-ram": "it only acts in postcopy, and " + _LATER,
+        "block": _STORAGE,
+        "return-path": None,
+        "pause-before-switchover": None,
+        "multifd": _LATER,
+        "dirty-bitmaps": _STORAGE,
+        "postcopy-blocktime": _LATER,
+        "late-block-activate": "storage is always activated last, just before the machine starts",
+        "x-ignore-shared": "shared memory is always sent",
+        "validate-uuid": None,
+        "background-snapshot": "it is not built; migrate to a file instead",
+        "zero-copy-send": "it is not built",
+        "postcopy-preempt": _LATER,
+        "switchover-ack": _LATER,
+        "dirty-limit": "it needs a hardware dirty ring, which an emulated machine has not",
+        "mapped-ram": _LATER,
+    }
+)
+"""Every known capability in the order of `query-migrate-capabilities`: why it cannot be switched on; None: it can."""
+
+ALIASES: Mapping[str, str] = MappingProxyType({"x-postcopy-ram": "postcopy-ram", "x-multifd": "multifd"})
+"""Spellings of earlier QEMU versions."""
+
+
+def canonical(name: str) -> str:
+    """The present name of capability `name`; raises MigrationError (`invalid-argument`) if there is none."""
+    name = ALIASES.get(name, name)
+    if name not in CAPABILITIES:
+        raise migration_error("invalid-argument", f"there is no migration capability {name!r}")
+    return name
+
+
+class Capabilities:
+    """The capabilities of one machine; all off at first. Not locked: the machine's owner serialises changes."""
+
+    def __init__(self) -> None:
+        self._enabled: frozenset[str] = frozenset()
+
+    def __getitem__(self, name: str) -> bool:
+        return canonical(name) in self._enabled
+
+    @property
+    def enabled(self) -> list[str]:
+        """Names that are on, in list order."""
+        return [name for name in CAPABILITIES if name in self._enabled]
+
+    def items(self) -> list[tuple[str, bool]]:
+        """(name, on) of every known capability, in list order."""
+        return [(name, name in self._enabled) for name in CAPABILITIES]
+
+    def checked(self, changes: Iterable[tuple[str, bool]]) -> frozenset[str]:
+        """The set that would be on after `changes`, later entries of a name winning.
+
+        Raises:
+            MigrationError: `invalid-argument` for an unknown name, `unsupported` for one that cannot be had; nothing is
+                changed.
+        """
+        wanted = dict(self.items())
+        for name, state in changes:
+            wanted[canonical(name)] = state
+        for name, state in wanted.items():
+            reason = CAPABILITIES[name]
+            if state and reason is not None:
+                raise migration_error("unsupported", f"capability {name!r} cannot be switched on: {reason}")
+        return frozenset(name for name, state in wanted.items() if state)
+
+    def update(self, changes: Iterable[tuple[str, bool]]) -> None:
+        """Apply `changes` as a whole, or raise as `checked` does and change nothing."""
+        self._enabled = self.checked(changes)

@@ -1,0 +1,129 @@
+"""The destination of a migration: the listener, and the thread that drives the core's `Incoming` to the end.
+
+The core places RAM and answers commands; this thread resets the machine, hands each device section to its handler, and
+decides at the end whether
+the machine runs (spec/control-plane 8.3). A load that fails leaves the process usable: run state `inmigrate`, and
+another attempt is accepted.
+"""
+
+import json
+import logging
+import threading
+import time
+
+from qmig_e2k._core import Incoming, MigrationError
+from qmig_e2k.errors import migration_error
+from qmig_e2k.migration.handle import Arrival
+from qmig_e2k.migration.machine import Machine
+from qmig_e2k.migration.stream import Loading
+from qmig_e2k.savevm import check_configuration
+
+__all__ = ["incoming"]
+
+log = logging.getLogger(__name__)
+
+
+def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
+    """Listen at `uri` for one migration into `machine`, which enters run state `inmigrate`.
+
+    Args:
+        machine: where it shall arrive; it has not run yet.
+        uri: where to listen, e.g. `tcp:0:4444`; `fd:N` takes an inherited descriptor.
+        fd: the descriptor for an `fd:` URI that names one, owned from here on.
+
+    Raises:
+        MigrationError: `listen`, `bad-uri` and the like if listening failed; `invalid-state` if the machine has run or
+            another attempt is under way.
+    """
+    control, profile = machine.control, machine.settings.profile
+    machine.expect_incoming()
+    control.begin_incoming()
+    try:
+        source = Incoming(
+            control,
+            machine.blocks,
+            configuration=profile.configuration,
+            footers=profile.footers,
+            description=profile.description,
+        )
+        addresses = source.listen(uri, fd)
+    except BaseException as error:
+        control.fail_incoming(str(error))
+        raise
+    control.set_socket_addresses(addresses)
+    arrival = Arrival(uri, json.loads(addresses), source.close)
+    machine.arrival = arrival
+    threading.Thread(target=_Destination(machine, source, arrival).run, name="incoming").start()
+    return arrival
+
+
+class _Destination:
+    """One incoming migration that listens."""
+
+    def __init__(self, machine: Machine, source: Incoming, arrival: Arrival) -> None:
+        self._machine = machine
+        self._control = machine.control
+        self._source = source
+        self._arrival = arrival
+
+    def run(self) -> None:
+        """The incoming thread."""
+        failure: BaseException | None = None
+        try:
+            self._source.accept()
+            self._control.set_incoming_status("none", "active")
+            self._load()
+            self._arrive()
+        except BaseException as error:  # noqa: BLE001  the handle raises it to whoever waits
+            failure = error if isinstance(error, MigrationError) else _unexpected(error)
+            log.warning("incoming migration failed: %s", failure)
+            self._control.fail_incoming(str(failure))
+        self._answer(0 if failure is None else 1)
+        self._control.set_socket_addresses(None)
+        self._arrival.finish(failure)
+
+    def _load(self) -> None:
+        machine = self._machine
+        machine.reset_devices()
+        loading = Loading(machine.registry)
+        begun = 0
+        while (event := self._source.next()).type != "eof":
+            if event.type == "configuration":
+                check_configuration(
+                    machine.configuration(),
+                    event.machine,
+                    capabilities=event.capabilities,
+                    uuid=event.uuid,
+                    offset=event.offset,
+                )
+                continue
+            if event.type == "full":
+                begun = begun or time.perf_counter_ns()
+            with machine.lock:
+                loading.load(event, self._source.reader)
+            self._source.section_done()
+        loading.check_complete()
+        if begun:
+            self._control.note_time("load", (time.perf_counter_ns() - begun) // 1000)
+
+    def _arrive(self) -> None:
+        begun = time.perf_counter_ns()
+        self._machine.arrive(self._machine.global_state.received)
+        self._control.note_time("start", (time.perf_counter_ns() - begun) // 1000)
+        self._control.set_incoming_status("active", "completed")
+
+    def _answer(self, status: int) -> None:
+        """Tell the source, if there is one to tell; it may well be gone."""
+        try:
+            self._source.finish(status)
+        except MigrationError as error:
+            log.info("the source did not hear the outcome: %s", error)
+        finally:
+            self._source.close()
+
+
+def _unexpected(error: BaseException) -> MigrationError:
+    log.error("unexpected error in the incoming thread", exc_info=error)
+    failure = migration_error("device-state", f"{type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

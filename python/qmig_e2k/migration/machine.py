@@ -1,0 +1,366 @@
+"""One machine as its migrations see it: run state, emulator, RAM, handlers, settings, and the lock that orders them.
+
+Lock order: `Machine.lock` (stop, start, save, load, reset), then `Machine.settings_lock` (short: admission of
+migrations, settings, blockers), then the
+core's own. The emulator is called with `lock` held and no lock of the core. A command that may not wait for a
+switchover looks at the run state first.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from qmig_e2k._core import Block, Control
+from qmig_e2k.errors import migration_error
+from qmig_e2k.migration.blockers import RUNNING, Blockers
+from qmig_e2k.migration.settings import Settings
+from qmig_e2k.savevm import Configuration, GlobalState, Registry, VirtualClock
+
+if TYPE_CHECKING:
+    from uuid import UUID
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from qmig_e2k.migration.handle import Arrival
+
+__all__ = ["Emulator", "Machine", "MappedRam"]
+
+
+class Emulator(Protocol):
+    """What an emulator offers so that its machine can migrate.
+
+    May also have `reset()`, `throttle(percent)`, `inactivate_storage()` and `activate_storage()`. All are called from
+    threads of this package, one at
+    a time, with the machine lock held: they must not call back into the machine from another thread and wait for it.
+    """
+
+    def stop(self) -> None:
+        """Return when no thread of the emulator, device threads included, writes RAM or touches device state."""
+
+    def start(self) -> None:
+        """Let the guest run on from the present state."""
+
+
+class _NoEmulator:
+    def stop(self) -> None:
+        """Nothing runs."""
+
+    def start(self) -> None:
+        """Nothing runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class MappedRam:
+    """`length` bytes of `block` from `offset` on, seen by the guest at physical address `address`."""
+
+    address: int
+    block: Block
+    offset: int
+    length: int
+
+
+class Machine:
+    """State and hooks of one machine. `Vm` is what users touch; this is what the control plane works on.
+
+    Attributes:
+        name: machine type name on the wire.
+        label: the name given by `-name`, or None.
+        uuid: the machine's UUID, or None.
+        autostart: the machine runs after an incoming migration (`-S` and `stop` clear it, `cont` sets it).
+        blocks: RAM in order of registration.
+        memory_map: where the guest sees which RAM.
+        registry: the handlers of clock, RAM, run state and devices, registered by whoever makes the machine.
+        clock: the guest's time, running while the machine runs.
+        global_state: the run state that travels.
+        reset_hooks: called when the machine is reset, after the emulator's own.
+        switchover_released: set by `migrate-continue`.
+        arrival: the incoming migration that listens or is being loaded, or the last one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        emulator: Emulator | None = None,
+        label: str | None = None,
+        uuid: UUID | None = None,
+        settings: Settings | None = None,
+        running: bool = False,
+    ) -> None:
+        self.name = name
+        self.label = label
+        self.uuid = uuid
+        self.settings = settings or Settings()
+        self.registry = Registry(self.settings.profile)
+        self.clock = VirtualClock()
+        self.global_state = GlobalState(self.settings.profile)
+        self.control = Control(label)
+        self.lock = threading.RLock()
+        self.settings_lock = threading.RLock()
+        self.autostart = True
+        self.blocks: list[Block] = []
+        self.memory_map: list[MappedRam] = []
+        self.reset_hooks: list[Callable[[], None]] = [self.clock.reset, self.global_state.reset]
+        self.blockers = Blockers(self.control, self.settings, self._unmigratable)
+        self._emulator: Emulator = emulator or _NoEmulator()
+        self._storage_active = True
+        self.switchover_released = threading.Event()
+        self.arrival: Arrival | None = None
+        self.publish_settings()
+        if running:
+            self.control.set_run_state("running")
+            self.clock.start()
+
+    # settings ------------------------------------------------------------------------------------------------------
+
+    def publish_settings(self) -> None:
+        """Hand capabilities and parameters to the core, where they take effect at once."""
+        self.control.set_capabilities(self.settings.capabilities.enabled)
+        self.control.set_parameters(json.dumps(self.settings.parameters.values()))
+
+    def set_capabilities(self, changes: Iterable[tuple[str, bool]]) -> None:
+        """Switch capabilities on or off, all of `changes` or none.
+
+        Raises:
+            MigrationError: `invalid-state` while a migration runs; `invalid-argument` and `unsupported` as
+                `Capabilities.checked`.
+        """
+        with self.settings_lock:
+            if self.control.outgoing_status in RUNNING:
+                raise migration_error("invalid-state", "capabilities cannot be changed while a migration runs")
+            self.settings.capabilities.update(changes)
+            self.publish_settings()
+
+    def set_parameters(self, changes: Mapping[str, object]) -> None:
+        """Change parameters, all of `changes` or none; possible at any time. Raises as `Parameters.checked`."""
+        with self.settings_lock:
+            self.settings.parameters.update(changes)
+            self.publish_settings()
+
+    def add_blocker(self, reason: str) -> int:
+        """Keep the machine from migrating; returns the number for `del_blocker`. Raises as `Blockers.add`."""
+        with self.settings_lock:
+            return self.blockers.add(reason)
+
+    def del_blocker(self, number: int) -> None:
+        """Remove a blocker. Raises as `Blockers.remove`."""
+        with self.settings_lock:
+            self.blockers.remove(number)
+
+    def configuration(self) -> Configuration:
+        """What the machine says of itself in a stream, and compares with what a stream says."""
+        uuid = None if self.uuid is None else self.uuid.bytes
+        return Configuration(self.name, uuid=uuid, send_uuid=self.settings.capabilities["validate-uuid"])
+
+    def _unmigratable(self) -> list[str]:
+        return [f"device {name} cannot be migrated" for name in self.registry.unmigratable()]
+
+    # run state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """True while the guest runs."""
+        return self.control.run_state == "running"
+
+    def start(self) -> None:
+        """Let the guest run: run state `running`, the emulator starts, RESUME. Nothing if it runs already.
+
+        Raises:
+            MigrationError: `invalid-state` if the run state forbids it or the emulator did not start (run state
+                `internal-error`).
+        """
+        with self.lock:
+            if self.running:
+                return
+            self.activate_storage()
+            self.control.set_run_state("running")
+            self._run()
+
+    def _run(self) -> None:
+        try:
+            self._go(running=True)
+        except Exception as error:
+            self.control.set_run_state("internal-error")
+            raise migration_error("invalid-state", f"the emulator did not start: {error}") from error
+        self.control.emit("RESUME")
+
+    def stop(self, state: str) -> bool:
+        """Stop the guest and enter `state`, with STOP; True if it ran, else nothing was done.
+
+        Raises:
+            MigrationError: `invalid-state` if the emulator did not stop; the run state is as before.
+        """
+        with self.lock:
+            if not self.running:
+                return False
+            try:
+                self._go(running=False)
+            except Exception as error:
+                raise migration_error("invalid-state", f"the emulator did not stop: {error}") from error
+            self.control.set_run_state(state)
+            self.control.emit("STOP")
+            return True
+
+    def _go(self, *, running: bool) -> None:
+        if running:
+            self.clock.start()
+            self._emulator.start()
+        else:
+            self._emulator.stop()
+            self.clock.stop()
+
+    def pause(self) -> None:
+        """What QMP `stop` does: before an incoming machine arrives it only says that it shall not start."""
+        if self._set_autostart(start=False) or self.control.run_state == "finish-migrate":
+            return
+        self.stop("paused")
+
+    def cont(self) -> None:
+        """What QMP `cont` does.
+
+        Raises:
+            MigrationError: `invalid-state` during the switchover of a migration, and as `start`.
+        """
+        if self._set_autostart(start=True) or self.control.run_state == "suspended":
+            return
+        self._refuse_switchover("the machine cannot run on")
+        self.start()
+
+    def _set_autostart(self, *, start: bool) -> bool:
+        with self.settings_lock:
+            if self.control.run_state != "inmigrate":
+                return False
+            self.autostart = start
+            return True
+
+    def reset(self) -> None:
+        """What QMP `system_reset` does: devices and emulator return to their first state; a running guest runs on.
+
+        Raises:
+            MigrationError: `invalid-state` during the switchover of a migration or while an incoming one is being
+                loaded.
+        """
+        self._refuse_switchover("the machine cannot be reset")
+        if self.control.incoming_status in ("active", "device"):
+            raise migration_error("invalid-state", "the machine cannot be reset while a migration is being loaded")
+        with self.lock:
+            self._refuse_switchover("the machine cannot be reset")
+            running = self.running
+            if running:
+                self._go(running=False)
+            self.reset_devices()
+            if running:
+                self._go(running=True)
+            elif self.control.run_state != "inmigrate":
+                self.control.set_run_state("prelaunch")
+        self.control.emit("RESET", '{"guest": false, "reason": "host-qmp-system-reset"}')
+
+    def reset_devices(self) -> None:
+        """Bring devices and emulator to their first state; no event, no run state."""
+        with self.lock:
+            self._hook("reset")
+            for hook in self.reset_hooks:
+                hook()
+
+    def _refuse_switchover(self, what: str) -> None:
+        if self.control.run_state == "finish-migrate":
+            raise migration_error("invalid-state", f"{what} while a migration switches over")
+
+    # storage -------------------------------------------------------------------------------------------------------
+
+    def inactivate_storage(self) -> None:
+        """Hand the storage over: the emulator writes back and lets go.
+
+        Raises MigrationError (`io`) with the emulator's reason.
+        """
+        with self.lock:
+            if self._storage_active:
+                self._storage_active = False  # even if it fails half-way it has to be activated again
+                self._storage("inactivate_storage", "let go of")
+
+    def activate_storage(self) -> None:
+        """Take the storage back, or over. Raises MigrationError (`io`) with the emulator's reason."""
+        with self.lock:
+            if not self._storage_active:
+                self._storage("activate_storage", "take")
+                self._storage_active = True
+
+    def _storage(self, hook: str, verb: str) -> None:
+        try:
+            self._hook(hook)
+        except Exception as error:
+            raise migration_error("io", f"the emulator could not {verb} its storage: {error}") from error
+
+    def _hook(self, name: str) -> None:
+        hook = getattr(self._emulator, name, None)
+        if hook is not None:
+            hook()
+
+    # incoming ------------------------------------------------------------------------------------------------------
+
+    def expect_incoming(self) -> None:
+        """Run state `inmigrate`, storage belongs to the source. Nothing if that is so already.
+
+        Raises:
+            MigrationError: `invalid-state` if this machine has run.
+        """
+        with self.lock:
+            if self.control.run_state != "inmigrate":
+                if self.control.run_state != "prelaunch":
+                    raise migration_error("invalid-state", "a machine that has run cannot receive a migration")
+                self.control.set_run_state("inmigrate")
+                self._storage_active = False
+
+    def arrive(self, state: str | None) -> None:
+        """Leave `inmigrate` when everything is loaded (spec/control-plane 8.3).
+
+        Args:
+            state: run state named by the stream; None if it names none.
+
+        Raises:
+            MigrationError: `invalid-state` if `state` cannot be entered or the emulator did not start; `io` as
+                `activate_storage`.
+        """
+        with self.lock:
+            if self.autostart and state in (None, "running"):
+                self.activate_storage()
+            with self.settings_lock:  # a `cont` or `stop` is either seen here, or finds that `inmigrate` is over
+                if state in (None, "running"):
+                    state = "running" if self.autostart and self._storage_active else "paused"
+                self.control.set_run_state(state)
+            if state == "running":
+                self._run()
+
+    def abandon(self) -> None:
+        """End what is under way, as far as it can be ended; does not wait."""
+        self.control.cancel()
+        if self.arrival is not None:
+            self.arrival.cancel()
+
+    # RAM -----------------------------------------------------------------------------------------------------------
+
+    def read_physical(self, address: int, length: int) -> Iterator[bytes]:
+        """Guest memory from physical `address` on, in chunks of at most 1 MiB.
+
+        Raises:
+            MigrationError: `invalid-argument` if part of the range is no RAM; raised before the first chunk.
+        """
+        parts = []
+        while length:
+            part = next((p for p in self.memory_map if p.address <= address < p.address + p.length), None)
+            if part is None:
+                raise migration_error("invalid-argument", f"there is no RAM at guest physical address {address:#x}")
+            count = min(length, part.address + part.length - address)
+            parts.append((part.block, part.offset + address - part.address, count))
+            address, length = address + count, length - count
+        return _chunks(parts)
+
+
+def _chunks(parts: list[tuple[Block, int, int]]) -> Iterator[bytes]:
+    for block, start, length in parts:
+        for offset in range(start, start + length, _CHUNK):
+            yield block.read(offset, min(_CHUNK, start + length - offset))
+
+
+_CHUNK = 1 << 20

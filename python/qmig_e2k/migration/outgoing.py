@@ -1,0 +1,229 @@
+"""The source of a migration: admission, and the thread that drives the core's `Outgoing` from the channel to the end.
+
+The core moves RAM; this thread decides and describes: it stops the machine for the switchover, saves device state, and
+puts everything back if the
+migration ends before its commit. After the commit the machine is never started again from here (design, rule 3).
+"""
+
+import logging
+import os
+import threading
+import time
+
+from qmig_e2k._core import MigrationError, Outgoing
+from qmig_e2k.errors import migration_error
+from qmig_e2k.migration.blockers import RUNNING
+from qmig_e2k.migration.handle import Migration
+from qmig_e2k.migration.machine import Machine
+from qmig_e2k.migration.stream import Saving
+
+__all__ = ["SYNCHRONOUS", "migrate", "resume_switchover"]
+
+log = logging.getLogger(__name__)
+
+SYNCHRONOUS = ("exec:", "fd:", "file:")
+"""URIs whose channel is opened inside the command, so that its caller sees the error."""
+
+_PAUSED = "pre-switchover"
+_CANCEL_POLL = 0.02
+"""Seconds between looks for a cancel while a switchover is paused: the core cannot wake a Python thread."""
+
+
+def migrate(machine: Machine, uri: str, fd: int | None = None) -> Migration:
+    """Start moving `machine` to `uri`; returns as soon as the migration is under way.
+
+    Args:
+        machine: what is to move.
+        uri: where to, e.g. `tcp:host:4444`.
+        fd: the descriptor for an `fd:` URI, owned from here on, also on error.
+
+    Raises:
+        MigrationError: `invalid-state`, `blocked` before anything was tried; for `exec:`, `fd:` and `file:` also what
+            opening them failed with.
+    """
+    try:
+        with machine.settings_lock:
+            _admit(machine)
+            machine.control.begin_outgoing()
+    except BaseException:
+        if fd is not None:
+            os.close(fd)
+        raise
+    source = _Source(machine, uri)
+    if uri.startswith(SYNCHRONOUS):
+        source.connect(fd)
+        fd = None
+    threading.Thread(target=source.run, args=(fd,), name="migration").start()
+    return source.handle
+
+
+def resume_switchover(machine: Machine, state: str) -> None:
+    """Let a migration that waits in `state` (`pre-switchover`) go on.
+
+    Raises MigrationError (`invalid-state`) if none does.
+    """
+    present = machine.control.outgoing_status
+    if present != state or state != _PAUSED:
+        raise migration_error("invalid-state", f"no migration waits in state {state}: it is {present}")
+    machine.switchover_released.set()
+
+
+def _admit(machine: Machine) -> None:
+    if machine.control.outgoing_status in RUNNING:
+        raise migration_error("invalid-state", "a migration is in progress already")
+    state = machine.control.run_state
+    if state == "inmigrate":
+        raise migration_error("invalid-state", "the machine waits for an incoming migration")
+    if state in ("postmigrate", "finish-migrate"):
+        raise migration_error(
+            "invalid-state",
+            "the machine was handed over by an earlier migration; it has to run (`cont`) or be reset first",
+        )
+    reasons = machine.blockers.reasons()
+    if reasons:
+        raise migration_error("blocked", reasons[0])
+
+
+class _Source:
+    """One outgoing migration that has been admitted."""
+
+    def __init__(self, machine: Machine, uri: str) -> None:
+        self.handle = Migration(machine.control, uri)
+        self._machine = machine
+        self._control = machine.control
+        self._uri = uri
+        self._out: Outgoing | None = None
+        self._saving: Saving | None = None
+
+    def connect(self, fd: int | None) -> None:
+        """Open the channel; a failure ends the migration and is raised."""
+        try:
+            self._open(fd)
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def run(self, fd: int | None) -> None:
+        """The migration thread."""
+        try:
+            out = self._out or self._open(fd)
+            self._send(out)
+            self._switch(out)
+        except BaseException as error:  # noqa: BLE001  the handle raises it to whoever waits
+            self._end(error)
+        else:
+            self._end(None)
+
+    def _open(self, fd: int | None) -> Outgoing:
+        profile = self._machine.settings.profile
+        try:
+            self._saving = saving = Saving(self._machine.registry, self._machine.configuration())
+            self._out = out = Outgoing(
+                self._control,
+                self._machine.blocks,
+                format=profile.format,
+                section_id=saving.ram_section_id,
+                footers=profile.footers,
+            )
+        except BaseException:
+            if fd is not None:
+                os.close(fd)
+            raise
+        out.connect(self._uri, fd)
+        return out
+
+    def _send(self, out: Outgoing) -> None:
+        """Setup, and rounds until the machine should be stopped."""
+        saving = self._saving
+        assert saving is not None
+        out.setup(saving.head, saving.starts())
+        while out.run(saving.pending()) == "iterate":
+            for section in saving.parts():
+                out.write(section)
+
+    def _switch(self, out: Outgoing) -> None:
+        """Stop the machine, save its devices, hand it over; put everything back if that fails before the commit."""
+        machine, control, saving = self._machine, self._control, self._saving
+        assert saving is not None
+        with machine.lock:
+            former = control.run_state
+            try:
+                machine.global_state.store(former)
+                begun = time.perf_counter_ns()
+                if not machine.stop("finish-migrate"):
+                    control.set_run_state("finish-migrate")
+                control.mark_stopped()
+                control.note_time("stop", _microseconds(begun))
+                if machine.settings.capabilities["pause-before-switchover"]:
+                    self._pause()
+                machine.inactivate_storage()
+                ends = saving.ends()
+                full, tail, times = saving.devices()
+                for device, microseconds in times.items():
+                    control.note_device_time(device, microseconds)
+                out.finish(ends, full, tail)
+            except BaseException:
+                self._put_back(former)
+                raise
+            control.set_run_state("postmigrate")
+
+    def _pause(self) -> None:
+        """Wait in `pre-switchover` until `migrate-continue`, or a cancel, which the next call into the core reports."""
+        released = self._machine.switchover_released
+        released.clear()
+        if not self._control.set_outgoing_status("active", _PAUSED):
+            return
+        while self._control.outgoing_status == _PAUSED and not released.wait(_CANCEL_POLL):
+            pass
+        self._control.set_outgoing_status(_PAUSED, "device")
+
+    def _put_back(self, former: str) -> None:
+        """Undo the switchover if the machine is still ours.
+
+        Otherwise it stays stopped for its administrator to decide.
+        """
+        machine, control = self._machine, self._control
+        if not control.owned():
+            control.set_run_state("postmigrate")
+            return
+        try:
+            machine.activate_storage()
+            if former == "running":
+                machine.start()
+            else:
+                control.set_run_state(former)
+        except MigrationError:
+            log.exception("the machine could not be returned to run state %s after a failed migration", former)
+            if control.run_state == "finish-migrate":
+                control.set_run_state("paused")
+
+    def _end(self, error: BaseException | None) -> None:
+        """Everything is as it shall be: close, reach the final status, and only then wake those who wait."""
+        if self._saving is not None:
+            self._saving.cleanup()
+        if self._out is not None:
+            self._out.close()
+        with (
+            self._machine.settings_lock
+        ):  # no other migration begins between the final status and the handle's snapshot
+            if error is not None:
+                if not isinstance(error, MigrationError):
+                    log.error("migration to %s failed", self._uri, exc_info=error)
+                self._control.fail_outgoing(str(error) or type(error).__name__)
+            status = self._control.finish_outgoing()
+            self.handle.finish(_reported(error, status))
+
+
+def _reported(error: BaseException | None, status: str) -> BaseException | None:
+    """The exception that `Migration.wait` raises."""
+    if status == "cancelled" and getattr(error, "kind", None) != "cancelled":
+        return migration_error("cancelled", "the migration was cancelled")
+    if error is None or isinstance(error, MigrationError):
+        return error
+    wrapped = migration_error("device-state", f"{type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _microseconds(begun_ns: int) -> int:
+    return (time.perf_counter_ns() - begun_ns) // 1000

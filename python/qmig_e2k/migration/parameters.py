@@ -1,0 +1,191 @@
+"""The parameters of a migration: types, defaults, ranges, and the checks between them.
+
+A change is merged into a copy, the copy is checked as a whole, and only then is it applied (spec/control-plane 6).
+Types are strict: a bool is no integer, an integer with a fraction is none either.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from qmig_e2k.errors import migration_error
+
+__all__ = ["ALIASES", "PARAMETERS", "Parameter", "Parameters", "Value", "canonical", "parse_size"]
+
+Value = bool | int | str
+"""What a parameter can hold; sizes are bytes, rates bytes per second, times milliseconds."""
+
+_U64 = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter.
+
+    Attributes:
+        default: its value before anything was set; its type is the parameter's type.
+        low: least allowed integer.
+        high: greatest allowed integer.
+        choices: the allowed strings; empty means any.
+        unit: what `info migrate_parameters` prints after the value; None: no line, as QEMU 7.2 has none.
+        size: an integer of bytes, for which text may use the suffixes K M G T P E.
+        nullable: JSON null is accepted and means the empty string.
+        refused: why any value but the default is refused; None: it is not.
+    """
+
+    default: Value
+    low: int = 0
+    high: int = _U64
+    choices: tuple[str, ...] = ()
+    unit: str | None = ""
+    size: bool = False
+    nullable: bool = False
+    refused: str | None = None
+
+    def fits(self, value: object) -> bool:
+        """True if `value` has this parameter's type."""
+        return type(value) is type(self.default)
+
+    @property
+    def wants(self) -> str:
+        """The type and range in words."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if isinstance(self.default, bool):
+            return "a boolean"
+        if isinstance(self.default, int):
+            return f"an integer from {self.low} to {self.high}"
+        return "a string"
+
+
+def _percent(default: int, low: int = 1, high: int = 99) -> Parameter:
+    return Parameter(default, low, high)
+
+
+_NO_TLS = "TLS is not built yet in this version of qmig_e2k"
+
+PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
+    {
+        "announce-initial": Parameter(50, 0, 100_000, unit="ms"),
+        "announce-max": Parameter(550, 0, 100_000, unit="ms"),
+        "announce-rounds": Parameter(5, 0, 1000),
+        "announce-step": Parameter(100, 1, 10_000, unit="ms"),
+        "compress-level": Parameter(1, 0, 9),
+        "compress-threads": Parameter(8, 1, 255),
+        "compress-wait-thread": Parameter(default=True),
+        "decompress-threads": Parameter(2, 1, 255),
+        "throttle-trigger-threshold": _percent(50, high=100),
+        "cpu-throttle-initial": _percent(20),
+        "cpu-throttle-increment": _percent(10),
+        "cpu-throttle-tailslow": Parameter(default=False),
+        "max-cpu-throttle": _percent(99),
+        "tls-creds": Parameter("", nullable=True, refused=_NO_TLS),
+        "tls-hostname": Parameter("", nullable=True),
+        "max-bandwidth": Parameter(134_217_728, size=True, unit="bytes/second"),
+        "avail-switchover-bandwidth": Parameter(0, size=True, unit=None),
+        "downtime-limit": Parameter(300, 0, 2_000_000, unit="ms"),
+        "x-checkpoint-delay": Parameter(20_000, 0, 2**32 - 1, unit="ms"),
+        "block-incremental": Parameter(default=False),
+        "multifd-channels": Parameter(2, 1, 255),
+        "multifd-compression": Parameter("none", choices=("none", "zlib", "zstd")),
+        "multifd-zlib-level": Parameter(1, 0, 9, unit=None),
+        "multifd-zstd-level": Parameter(1, 0, 20, unit=None),
+        "zero-page-detection": Parameter("multifd", choices=("none", "legacy", "multifd"), unit=None),
+        "xbzrle-cache-size": Parameter(67_108_864, 4096, 2**63, size=True, unit="bytes"),
+        "max-postcopy-bandwidth": Parameter(0, size=True),
+        "tls-authz": Parameter("", nullable=True, refused=_NO_TLS),
+        "x-deadline": Parameter(0, unit=None, refused="deadlines are not built yet in this version of qmig_e2k"),
+        "x-deadline-action": Parameter("cancel", choices=("cancel", "postcopy", "force"), unit=None),
+        "x-postcopy-keep-runstate": Parameter(default=False, unit=None),
+    }
+)
+"""Every parameter, in the order of `info migrate_parameters`."""
+
+ALIASES: Mapping[str, str] = MappingProxyType({"x-multifd-channels": "multifd-channels"})
+"""Spellings of earlier QEMU versions."""
+
+
+def canonical(name: str) -> str:
+    """The present name of parameter `name`; raises MigrationError (`invalid-argument`) if there is none."""
+    name = ALIASES.get(name, name)
+    if name not in PARAMETERS:
+        raise migration_error("invalid-argument", f"there is no migration parameter {name!r}")
+    return name
+
+
+class Parameters:
+    """The parameters of one machine. Not locked: the machine's owner serialises changes."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Value] = {name: parameter.default for name, parameter in PARAMETERS.items()}
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[canonical(name)]
+
+    def values(self) -> dict[str, Value]:
+        """A copy of all parameters by name."""
+        return dict(self._values)
+
+    def checked(self, changes: Mapping[str, object]) -> dict[str, Value]:
+        """All parameters as they would be after `changes`.
+
+        Raises:
+            MigrationError: `invalid-argument` for an unknown name, a wrong type or a value out of range; `unsupported`
+                for one that cannot be had.
+        """
+        merged = dict(self._values)
+        for given, value in changes.items():
+            name = canonical(given)
+            parameter = PARAMETERS[name]
+            if value is None and parameter.nullable:
+                value = ""  # noqa: PLW2901  null and "" mean the same
+            if not isinstance(value, (bool, int, str)) or not parameter.fits(value):
+                raise migration_error("invalid-argument", f"parameter {name!r} must be {parameter.wants}")
+            merged[name] = value
+        for name, value in merged.items():
+            _check(name, value)
+        if int(merged["max-cpu-throttle"]) < int(merged["cpu-throttle-initial"]):
+            raise migration_error(
+                "invalid-argument", "parameter 'max-cpu-throttle' must not be below 'cpu-throttle-initial'"
+            )
+        return merged
+
+    def update(self, changes: Mapping[str, object]) -> None:
+        """Apply `changes` as a whole, or raise as `checked` does and change nothing."""
+        self._values = self.checked(changes)
+
+
+def _check(name: str, value: Value) -> None:
+    parameter = PARAMETERS[name]
+    if parameter.refused is not None and value != parameter.default:
+        raise migration_error("unsupported", f"parameter {name!r} cannot be set: {parameter.refused}")
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        ok = parameter.low <= value <= parameter.high
+        if name == "xbzrle-cache-size":
+            ok = ok and value & (value - 1) == 0
+    else:
+        ok = not parameter.choices or value in parameter.choices
+    if not ok:
+        power = " and a power of two" if name == "xbzrle-cache-size" else ""
+        raise migration_error("invalid-argument", f"parameter {name!r} must be {parameter.wants}{power}")
+
+
+_SIZE = re.compile(r"(\d+)([BKMGTPE]?)", re.IGNORECASE)
+
+
+def parse_size(text: str, unit: str = "B") -> int:
+    """Bytes from text such as `128M`; a bare number counts in `unit` (a suffix letter).
+
+    Raises:
+        ValueError: if `text` is no size, or beyond 64 bits.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size: give a number with at most one of the suffixes K M G T P E")
+    value = int(match[1]) << 10 * "BKMGTPE".index((match[2] or unit).upper())
+    if value > _U64:
+        raise ValueError(f"{text!r} is beyond 64 bits")
+    return value

@@ -1,0 +1,91 @@
+"""Everything about migrations that a user sets: format profile, switches, capabilities, parameters.
+
+And `-global migration.NAME=V`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from qmig_e2k.errors import migration_error
+from qmig_e2k.migration import capabilities, parameters
+from qmig_e2k.migration.capabilities import CAPABILITIES, Capabilities
+from qmig_e2k.migration.parameters import PARAMETERS, Parameters, Value, parse_size
+from qmig_e2k.savevm import Profile
+
+__all__ = ["SWITCHES", "Settings"]
+
+SWITCHES: Mapping[str, str] = MappingProxyType(
+    {
+        "send-configuration": "configuration",
+        "send-section-footer": "footers",
+        "store-global-state": "global_state",
+        "send-switchover-start": "send_switchover_start",
+    }
+)
+"""QEMU's names of the stream's switches (spec/control-plane 1.12), and the `Profile` attributes behind them."""
+
+
+@dataclass(slots=True)
+class Settings:
+    """The settings of one machine.
+
+    Attributes:
+        profile: what this side writes, and what it expects where a stream cannot say it; fixed once a machine was made
+            of it.
+        only_migratable: refuse whatever would block a migration.
+        capabilities: see `capabilities`.
+        parameters: see `parameters`.
+    """
+
+    profile: Profile = field(default_factory=Profile)
+    only_migratable: bool = False
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    parameters: Parameters = field(default_factory=Parameters)
+
+    def apply_global(self, text: str) -> None:
+        """Apply one `migration.NAME=VALUE`: a switch, a capability or a parameter; `x-NAME` means the same.
+
+        Raises:
+            MigrationError: `invalid-argument` if it cannot be parsed or is unknown, and whatever a capability or
+                parameter is refused with.
+        """
+        left, equals, value = text.partition("=")
+        prefix, dot, name = left.partition(".")
+        if not (equals and dot) or prefix != "migration":
+            raise migration_error("invalid-argument", f"-global {text}: expected migration.NAME=VALUE")
+        for candidate in (name, name.removeprefix("x-")):
+            if candidate in SWITCHES:
+                switch: dict[str, Any] = {SWITCHES[candidate]: _switch(text, value)}
+                self.profile = replace(self.profile, **switch)
+            elif candidate == "only-migratable":
+                self.only_migratable = _switch(text, value)
+            elif candidate in CAPABILITIES or candidate in capabilities.ALIASES:
+                self.capabilities.update([(candidate, _switch(text, value))])
+            elif candidate in PARAMETERS or candidate in parameters.ALIASES:
+                self.parameters.update({candidate: _parameter(text, candidate, value)})
+            else:
+                continue
+            return
+        raise migration_error("invalid-argument", f"-global {text}: there is no migration setting {name!r}")
+
+
+def _switch(text: str, value: str) -> bool:
+    if value in ("on", "yes", "true", "y"):
+        return True
+    if value in ("off", "no", "false", "n"):
+        return False
+    raise migration_error("invalid-argument", f"-global {text}: expected on or off")
+
+
+def _parameter(text: str, name: str, value: str) -> Value:
+    parameter = PARAMETERS[parameters.canonical(name)]
+    if isinstance(parameter.default, bool):
+        return _switch(text, value)
+    if isinstance(parameter.default, str):
+        return value
+    try:
+        return parse_size(value) if parameter.size else int(value)
+    except ValueError as error:
+        raise migration_error("invalid-argument", f"-global {text}: {error}") from None

@@ -1,0 +1,125 @@
+"""What Python writes to a stream and reads from it: the sections of all handlers but RAM; is one missing?"""
+
+from collections.abc import Iterator
+
+from qmig_e2k._core import Reader, SectionEvent
+from qmig_e2k.errors import stream_error
+from qmig_e2k.savevm import (
+    Configuration,
+    Entry,
+    RamHandler,
+    Registry,
+    SaveVmHandler,
+    end_section,
+    load_section,
+    part_section,
+    save_full,
+    start_section,
+    stream_head,
+    stream_tail,
+)
+
+__all__ = ["Loading", "Saving"]
+
+_PART_BUDGET = 1 << 20
+"""Bytes that a live handler is asked to write at most in one turn: a tenth of a second at 10 MiB/s."""
+
+
+class Saving:
+    """One stream being written. RAM's sections are the core's; None stands for them."""
+
+    def __init__(self, registry: Registry, configuration: Configuration) -> None:
+        self._registry = registry
+        self._profile = registry.profile
+        self.head, self._described = stream_head(configuration, self._profile)
+        live = ((entry, entry.handler) for entry in registry.live)
+        self._live = [(e, h) for e, h in live if isinstance(h, SaveVmHandler) and h.is_active()]
+
+    @property
+    def ram_section_id(self) -> int:
+        """Section id of RAM."""
+        ram = self._registry.ram
+        assert ram is not None, "every machine has RAM's handler"
+        return ram.section_id
+
+    def starts(self) -> list[bytes | None]:
+        """The START sections in handler order."""
+        return [None if _is_ram(handler) else start_section(entry, self._profile) for entry, handler in self._live]
+
+    def pending(self) -> int:
+        """Bytes that the live handlers still hold."""
+        return sum(handler.pending() for _, handler in self._live)
+
+    def parts(self) -> Iterator[bytes]:
+        """One PART section of each live handler that has something to send."""
+        for entry, handler in self._live:
+            if handler.pending() > 0:
+                yield part_section(entry, self._profile, _PART_BUDGET)[0]
+
+    def ends(self) -> list[bytes | None]:
+        """The END sections in handler order; the machine is stopped."""
+        return [None if _is_ram(handler) else end_section(entry, self._profile) for entry, handler in self._live]
+
+    def devices(self) -> tuple[bytes, bytes, dict[str, int]]:
+        """All FULL sections, what follows them (end marker, description), and the microseconds that each device took.
+
+        The machine is stopped.
+        """
+        saved = save_full(self._registry)
+        return saved.data, stream_tail(self._profile, saved.devices, self._described), saved.microseconds
+
+    def cleanup(self) -> None:
+        """The migration is over, whatever way it ended."""
+        for _, handler in self._live:
+            handler.cleanup()
+
+
+class Loading:
+    """One stream being read."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._announced: dict[int, tuple[Entry, int]] = {}
+        self._loaded: set[Entry] = set()
+
+    def load(self, event: SectionEvent, reader: Reader) -> None:
+        """Hand one section to its handler.
+
+        Raises:
+            StreamError: `unknown-section`, `duplicate-section`, `bad-version`, or what the handler refused.
+        """
+        if event.type in ("start", "full"):
+            entry = self._registry.find(event.idstr, event.instance_id, event.version_id, offset=event.offset)
+            if event.type == "start":
+                if entry in self._loaded:
+                    raise stream_error(
+                        "duplicate-section",
+                        "this live section was announced before",
+                        offset=event.offset,
+                        path=entry.path,
+                    )
+                self._announced[event.section_id] = entry, event.version_id
+            load_section(entry, reader, event.version_id)
+            self._loaded.add(entry)
+            return
+        if event.section_id not in self._announced:
+            raise stream_error(
+                "unknown-section", f"section id {event.section_id} was never announced", offset=event.offset
+            )
+        entry, version = self._announced[event.section_id]
+        load_section(entry, reader, version)
+
+    def check_complete(self) -> None:
+        """Raises StreamError (`missing-section`) if a device of this machine did not arrive."""
+        missing = self._registry.missing(self._loaded)
+        if missing:
+            names = ", ".join(entry.path for entry in missing)
+            raise stream_error(
+                "missing-section",
+                f"the stream has no state of {names}; the machines differ in their devices",
+                path=missing[0].path,
+            )
+
+
+def _is_ram(handler: SaveVmHandler) -> bool:
+    return isinstance(handler, RamHandler)

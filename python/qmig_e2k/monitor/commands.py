@@ -1,0 +1,219 @@
+"""The QMP commands that Python answers: arguments, meaning, errors (spec/control-plane 7.3). One table says it all.
+
+What is not here (`qmp_capabilities`, `query-status`, `query-migrate`, `migrate_cancel`, ...) is answered by the core,
+which never waits for Python.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from qmig_e2k._core import Command, MigrationError, ModelGuest
+from qmig_e2k.migration.capabilities import ALIASES as CAPABILITY_ALIASES
+from qmig_e2k.migration.capabilities import CAPABILITIES
+from qmig_e2k.migration.incoming import incoming
+from qmig_e2k.migration.machine import Machine
+from qmig_e2k.migration.outgoing import migrate, resume_switchover
+from qmig_e2k.migration.parameters import ALIASES as PARAMETER_ALIASES
+from qmig_e2k.migration.parameters import PARAMETERS, Parameter
+from qmig_e2k.monitor import hmp
+from qmig_e2k.monitor.schema import (
+    ANYTHING,
+    BOOL,
+    NO_ARGUMENTS,
+    SIZE,
+    STR,
+    STR_OR_NULL,
+    Array,
+    CommandError,
+    Enum,
+    Int,
+    Kind,
+    Struct,
+)
+
+__all__ = ["COMMANDS", "execute"]
+
+log = logging.getLogger(__name__)
+
+STATUSES = (
+    "none",
+    "setup",
+    "cancelling",
+    "cancelled",
+    "active",
+    "postcopy-active",
+    "postcopy-paused",
+    "postcopy-recover",
+    "completed",
+    "failed",
+    "colo",
+    "pre-switchover",
+    "device",
+    "wait-unplug",
+)
+"""Names of the migration statuses, in the order of QEMU 7.2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One command being run, with its checked arguments, on a machine that may have a model guest."""
+
+    machine: Machine
+    guest: ModelGuest | None
+    command: Command
+    arguments: dict[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def taken_fd(self, uri: str) -> int | None:
+        """The descriptor that an `fd:NAME` URI means; a number stands for an inherited one and is left to the core."""
+        name = uri.removeprefix("fd:")
+        if name == uri or name[:1].isdigit():
+            return None
+        fd = self.command.take_fd(name)
+        if fd is None:
+            raise CommandError(f"no descriptor named '{name}' was passed by getfd on this connection")
+        return fd
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One command: what it does, and the shape of its arguments. None as its result stands for the empty object."""
+
+    run: Callable[[Call], Any]
+    arguments: Struct = NO_ARGUMENTS
+
+
+def execute(machine: Machine, guest: ModelGuest | None, command: Command) -> bool:
+    """Run `command` and answer it; never raises. True if it was answered with success."""
+    try:
+        entry = COMMANDS[command.name]
+        arguments = json.loads(command.arguments)
+        entry.arguments.check(arguments)
+        answer = entry.run(Call(machine, guest, command, arguments))
+    except CommandError as error:
+        command.fail(str(error), error.error_class)
+    except (MigrationError, OSError) as error:
+        command.fail(str(error))
+    except Exception as error:
+        log.exception("QMP command %s failed", command.name)
+        command.fail(f"{type(error).__name__}: {error}")
+    else:
+        command.reply(json.dumps({} if answer is None else answer))
+        return True
+    return False
+
+
+def _quit(call: Call) -> None:
+    call.machine.control.emit("SHUTDOWN", '{"guest": false, "reason": "host-qmp-quit"}')
+
+
+def _query_name(call: Call) -> dict[str, str]:
+    return {} if call.machine.label is None else {"name": call.machine.label}
+
+
+def _pmemsave(call: Call) -> None:
+    chunks = call.machine.read_physical(call["val"], call["size"])
+    with Path(call["filename"]).open("wb") as file:
+        file.writelines(chunks)
+
+
+def _migrate(call: Call) -> None:
+    for name in ("blk", "inc"):
+        if call.arguments.get(name):
+            raise CommandError(f"'{name}' is not supported: this machine has no block devices")
+    if call.arguments.get("resume"):
+        raise CommandError("nothing can be resumed: " + _POSTCOPY)
+    migrate(call.machine, call["uri"], call.taken_fd(call["uri"]))
+
+
+def _migrate_incoming(call: Call) -> None:
+    if call.machine.control.run_state != "inmigrate":
+        raise CommandError("the machine does not wait for a migration: it was not started with --incoming")
+    incoming(call.machine, call["uri"], call.taken_fd(call["uri"]))
+
+
+def _set_capabilities(call: Call) -> None:
+    call.machine.set_capabilities((entry["capability"], entry["state"]) for entry in call["capabilities"])
+
+
+def _query_capabilities(call: Call) -> list[dict[str, Any]]:
+    return [{"capability": name, "state": state} for name, state in call.machine.settings.capabilities.items()]
+
+
+def _verify(call: Call) -> dict[str, Any]:
+    if call.guest is None:
+        raise CommandError("there is no model guest to verify: start with --guest")
+    steps, equal, difference = call.guest.verify()
+    return {"steps": steps, "equal": equal, "first-difference": difference}
+
+
+def _prefault(call: Call) -> None:
+    block = next((block for block in call.machine.blocks if block.name == call["block"]), None)
+    if block is None:
+        raise CommandError(f"there is no RAM block '{call['block']}'")
+    block.prefault(call["offset"], call["length"])
+
+
+def _refusal(reason: str) -> Entry:
+    def run(call: Call) -> None:
+        raise CommandError(f"{call.command.name} is not supported: {reason}")
+
+    return Entry(run, ANYTHING)
+
+
+def _kind(parameter: Parameter) -> Kind:
+    if parameter.nullable:
+        return STR_OR_NULL
+    if isinstance(parameter.default, bool):
+        return BOOL
+    if isinstance(parameter.default, str):
+        return Enum(parameter.choices) if parameter.choices else STR
+    return Int(parameter.low, parameter.high)
+
+
+_POSTCOPY = "postcopy is not built yet in this version of qmig_e2k"
+_CAPABILITY = Struct({"capability": Enum((*CAPABILITIES, *CAPABILITY_ALIASES)), "state": BOOL})
+_PARAMETERS = {name: _kind(parameter) for name, parameter in PARAMETERS.items()}
+_PARAMETERS |= {alias: _PARAMETERS[name] for alias, name in PARAMETER_ALIASES.items()}
+
+COMMANDS: Mapping[str, Entry] = MappingProxyType(
+    {
+        "stop": Entry(lambda call: call.machine.pause()),
+        "cont": Entry(lambda call: call.machine.cont()),
+        "system_reset": Entry(lambda call: call.machine.reset()),
+        "quit": Entry(_quit),
+        "query-name": Entry(_query_name),
+        "pmemsave": Entry(_pmemsave, Struct({"val": SIZE, "size": SIZE, "filename": STR})),
+        "human-monitor-command": Entry(
+            lambda call: hmp.execute(call.machine, call["command-line"]),
+            Struct({"command-line": STR}, {"cpu-index": Int()}),
+        ),
+        "migrate": Entry(_migrate, Struct({"uri": STR}, dict.fromkeys(("blk", "inc", "detach", "resume"), BOOL))),
+        "migrate-incoming": Entry(_migrate_incoming, Struct({"uri": STR})),
+        "migrate-continue": Entry(
+            lambda call: resume_switchover(call.machine, call["state"]), Struct({"state": Enum(STATUSES)})
+        ),
+        "migrate-set-capabilities": Entry(_set_capabilities, Struct({"capabilities": Array(_CAPABILITY)})),
+        "query-migrate-capabilities": Entry(_query_capabilities),
+        "migrate-set-parameters": Entry(
+            lambda call: call.machine.set_parameters(call.arguments), Struct({}, _PARAMETERS)
+        ),
+        "query-migrate-parameters": Entry(lambda call: call.machine.settings.parameters.values()),
+        "migrate-start-postcopy": _refusal(_POSTCOPY),
+        "migrate-recover": _refusal(_POSTCOPY),
+        "migrate-pause": _refusal(_POSTCOPY),
+        "announce-self": _refusal("this machine has no network device"),
+        "x-verify": Entry(_verify),
+        "x-add-blocker": Entry(lambda call: {"id": call.machine.add_blocker(call["reason"])}, Struct({"reason": STR})),
+        "x-del-blocker": Entry(lambda call: call.machine.del_blocker(call["id"]), Struct({"id": Int()})),
+        "x-block-prefault": Entry(_prefault, Struct({"block": STR, "offset": SIZE, "length": SIZE})),
+    }
+)
+"""Every command that Python answers."""

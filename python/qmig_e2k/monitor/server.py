@@ -1,0 +1,61 @@
+"""QMP for one machine: the core's `Monitor` for transport, one worker thread for the commands that Python answers."""
+
+import threading
+from collections.abc import Callable
+
+from qmig_e2k._core import ModelGuest, Monitor, __version__
+from qmig_e2k.migration.machine import Machine
+from qmig_e2k.monitor.commands import COMMANDS, execute
+
+__all__ = ["QmpServer"]
+
+
+class QmpServer:
+    """Listeners, clients and the worker of one machine.
+
+    Args:
+        machine: what the commands act on.
+        guest: the model guest, if one runs.
+        on_quit: called on the worker after `quit` was answered; the server stops serving by itself.
+    """
+
+    def __init__(
+        self, machine: Machine, *, guest: ModelGuest | None = None, on_quit: Callable[[], None] | None = None
+    ) -> None:
+        self.monitor = Monitor(machine.control, list(COMMANDS), f"qmig_e2k {__version__}")
+        self._machine = machine
+        self._guest = guest
+        self._on_quit = on_quit
+        self._over = threading.Event()
+        self._worker: threading.Thread | None = None
+
+    def listen(self, address: str) -> str:
+        """Accept clients at `unix:PATH` or `tcp:HOST:PORT`; returns the bound address.
+
+        Raises MigrationError (`listen`).
+        """
+        return self.monitor.listen(address)
+
+    def serve(self) -> None:
+        """Run commands in this thread until `quit` or `close`."""
+        while not self._over.is_set():
+            command = self.monitor.next_command()
+            if command is None:
+                break
+            if execute(self._machine, self._guest, command) and command.name == "quit":
+                self._over.set()
+                if self._on_quit is not None:
+                    self._on_quit()
+
+    def start(self) -> None:
+        """Run commands in a thread of their own. Nothing if it runs already."""
+        if self._worker is None:
+            self._worker = threading.Thread(target=self.serve, name="monitor")
+            self._worker.start()
+
+    def close(self) -> None:
+        """Close listeners and clients and end the worker. Idempotent, from any thread."""
+        self._over.set()
+        self.monitor.close()
+        if self._worker is not None and self._worker is not threading.current_thread():
+            self._worker.join()

@@ -1,0 +1,342 @@
+"""`Vm`: what the author of an emulator touches to make a machine migrate.
+
+    vm = Vm(machine="e2k", emulator=emulator)
+    ram = vm.add_ram("e2k.ram", size=1 << 30)
+    vm.register(uart_state, emulator.uart)
+    vm.start()                                     # the guest runs
+    vm.migrate("tcp:host:4444").wait()             # and now it runs there
+
+The destination is the same program with `vm.incoming("tcp:0:4444").wait()` in place of the last two lines.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from qmig_e2k._core import Block
+from qmig_e2k.e2k.machines import FIRMWARE_BASE, bare
+from qmig_e2k.e2k.models import MAX_CPUS
+from qmig_e2k.errors import migration_error
+from qmig_e2k.migration.incoming import incoming
+from qmig_e2k.migration.lifetime import close_with_program
+from qmig_e2k.migration.machine import Machine, MappedRam
+from qmig_e2k.migration.outgoing import migrate
+from qmig_e2k.migration.settings import Settings
+from qmig_e2k.monitor.server import QmpServer
+from qmig_e2k.savevm import Profile, SaveVmHandler
+from qmig_e2k.vmstate import VMStateDescription
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from typing_extensions import Buffer
+
+    from qmig_e2k.e2k import Machine as Hardware
+    from qmig_e2k.migration.handle import Arrival, Migration
+    from qmig_e2k.migration.machine import Emulator
+    from qmig_e2k.savevm import Entry
+    from qmig_e2k.vmstate import Format
+
+__all__ = ["Vm"]
+
+_LOW_RAM = 1 << 31
+_HIGH_RAM = 0x4_0000_0000
+
+
+class Vm:
+    """One machine that can migrate.
+
+    Clock, RAM and run state travel by themselves; devices are registered. All methods may be called from any thread.
+    Close it, or use it as a
+    context manager; at the end of the program it is closed in any case.
+
+    Args:
+        machine: machine type: `e2k` (the newest `e2k-*`), `e2k-qemu` or `none`, on which both sides must agree; or a
+            machine made by `e2k.build`, whose devices are then registered as well.
+        emulator: its `stop()` and `start()`; may have `reset()`, `inactivate_storage()`, `activate_storage()`. None:
+            nothing runs.
+        cpus: number of vCPUs, 1 to 8.
+        name: a name for people (query-name).
+        uuid: the machine's UUID, compared if `validate-uuid` is on.
+        format: whose stream this side writes (contract section 4).
+        settings: instead of `format`: all settings at once.
+        running: the emulator is running already.
+
+    Raises:
+        MigrationError: `invalid-argument` for an unknown machine type or number of vCPUs.
+    """
+
+    def __init__(
+        self,
+        machine: str | Hardware = "e2k",
+        emulator: Emulator | None = None,
+        *,
+        cpus: int = 1,
+        name: str | None = None,
+        uuid: UUID | None = None,
+        format: Format = "7.2",  # noqa: A002  the word of the command line
+        settings: Settings | None = None,
+        running: bool = False,
+    ) -> None:
+        if not 1 <= cpus <= MAX_CPUS:
+            raise migration_error("invalid-argument", f"a machine has 1 to {MAX_CPUS} vCPUs, not {cpus}")
+        hardware = bare(machine) if isinstance(machine, str) else machine
+        self.cpus = cpus
+        self.machine = Machine(
+            hardware.wire_name,
+            emulator=emulator,
+            label=name,
+            uuid=uuid,
+            settings=settings or Settings(profile=Profile(format=format)),
+            running=running,
+        )
+        hardware.register(self.machine.registry, self.machine.clock, self.machine.global_state)
+        self.machine.reset_hooks.append(hardware.reset)
+        self._migration: Migration | None = None
+        self._servers: list[QmpServer] = []
+
+    # what the machine consists of
+
+    def add_ram(
+        self,
+        name: str,
+        size: int | None = None,
+        *,
+        buffer: Block | Buffer | None = None,
+        max_size: int | None = None,
+        address: int | None = None,
+    ) -> Block:
+        """Register RAM, either made here or the caller's own.
+
+        Args:
+            name: idstr of the block, the same on both sides.
+            size: bytes to make (anonymous memory, huge pages asked for).
+            buffer: instead of `size`: any page-aligned writable buffer (mmap, np.memmap on tmpfs), or a RamBlock of
+                that name.
+            max_size: bytes to reserve so that a stream may bring a larger block.
+            address: guest physical address, for `pmemsave`. None: that of the machine's main RAM and firmware by their
+                usual names, else none.
+
+        Raises:
+            MigrationError: `bad-block`, `no-dirty-log`, `no-memory`, or `invalid-argument` for a name that is taken.
+        """
+        if (size is None) == (buffer is None):
+            raise TypeError("add_ram needs either size or buffer")
+        if any(block.name == name for block in self.machine.blocks):
+            raise migration_error("invalid-argument", f"there is a RAM block {name!r} already")
+        if size is not None:
+            block = Block(name, size, max_size=max_size)
+        elif isinstance(buffer, Block):
+            if buffer.name != name:
+                raise migration_error(
+                    "invalid-argument", f"the RamBlock handed in is called {buffer.name!r}, not {name!r}"
+                )
+            block = buffer
+        else:
+            assert buffer is not None
+            block = Block.adopt(name, buffer)
+        self.machine.blocks.append(block)
+        self.machine.memory_map += _mapped(block, address)
+        return block
+
+    def register(
+        self,
+        state: VMStateDescription | SaveVmHandler,
+        obj: Any = None,
+        *,
+        name: str | None = None,
+        instance_id: int | None = None,
+    ) -> Entry:
+        """Register a device.
+
+        Args:
+            state: description of the device's state, or a handler of its own.
+            obj: with a description: the device.
+            name: with a handler: its section's name.
+            instance_id: number among the devices of that name; None: the next one.
+
+        Raises:
+            MigrationError: `invalid-argument` if name and number are taken; `not-permitted` for an unmigratable device
+                under --only-migratable.
+        """
+        machine = self.machine
+        if isinstance(state, VMStateDescription):
+            if state.unmigratable and machine.settings.only_migratable:
+                raise migration_error("not-permitted", f"device {state.name} cannot be migrated (--only-migratable)")
+            entry = machine.registry.register_description(state, obj, instance_id=instance_id)
+            machine.blockers.publish()
+            return entry
+        if name is None:
+            raise TypeError("a handler needs a name: register(handler, name=...)")
+        return machine.registry.register(name, state, instance_id=instance_id)
+
+    def check(self) -> list[str]:
+        """What would stop a migration now, one sentence each; empty if nothing is known that would."""
+        machine = self.machine
+        found = [f"migration is blocked: {reason}" for reason in machine.blockers.reasons()]
+        if not machine.blocks:
+            found.append("no RAM is registered: use add_ram")
+        if machine.control.run_state in ("inmigrate", "postmigrate", "finish-migrate"):
+            found.append(f"the machine is in run state {machine.control.run_state}")
+        found += [
+            f"RAM block {block.name}: writes are only seen if they are reported by mark_dirty"
+            for block in machine.blocks
+            if block.dirty_log == "explicit"
+        ]
+        return found
+
+    def add_blocker(self, reason: str) -> int:
+        """Keep the machine from migrating until `del_blocker`.
+
+        Raises MigrationError (`not-permitted`, `invalid-state`).
+        """
+        return self.machine.add_blocker(reason)
+
+    def del_blocker(self, number: int) -> None:
+        """Remove a blocker by the number that `add_blocker` returned."""
+        self.machine.del_blocker(number)
+
+    # running
+
+    @property
+    def run_state(self) -> str:
+        """QMP run state: `prelaunch`, `running`, `paused`, `inmigrate`, `postmigrate`, ..."""
+        return self.machine.control.run_state
+
+    def start(self) -> None:
+        """Let the guest run, or say that it shall when it has arrived. Raises MigrationError (`invalid-state`)."""
+        self.machine.cont()
+
+    cont = start
+
+    def stop(self) -> None:
+        """Pause the guest, or say that it shall not run when it has arrived.
+
+        Raises MigrationError (`invalid-state`).
+        """
+        self.machine.pause()
+
+    def reset(self) -> None:
+        """Reset devices and emulator. Raises MigrationError (`invalid-state`)."""
+        self.machine.reset()
+
+    # migrating
+
+    def set_capabilities(self, **changes: bool) -> None:
+        """Switch capabilities, e.g. `set_capabilities(pause_before_switchover=True)`.
+
+        Raises MigrationError and then changes nothing.
+        """
+        self.machine.set_capabilities((name.replace("_", "-"), state) for name, state in changes.items())
+
+    def set_parameters(self, **changes: object) -> None:
+        """Change parameters, e.g. `set_parameters(max_bandwidth=0, downtime_limit=50)`.
+
+        Raises MigrationError and then changes nothing.
+        """
+        self.machine.set_parameters({name.replace("_", "-"): value for name, value in changes.items()})
+
+    def migrate(self, uri: str, *, fd: int | None = None) -> Migration:
+        """Move the machine to `uri`; returns at once with a handle to watch, wait for or cancel.
+
+        Args:
+            uri: where to: `tcp:host:port`, `unix:path`, `exec:command`, `file:path`, `fd:name`.
+            fd: the descriptor behind `fd:name`, owned by the migration from here on.
+
+        Raises:
+            MigrationError: `invalid-state` or `blocked`; for `exec:`, `file:` and `fd:` also what opening them failed
+                with.
+        """
+        close_with_program(self)
+        self._migration = migrate(self.machine, uri, fd)
+        return self._migration
+
+    def incoming(self, uri: str, *, fd: int | None = None) -> Arrival | None:
+        """Receive a machine at `uri`; returns a handle as soon as it listens.
+
+        Args:
+            uri: where to listen; `defer`: only enter run state `inmigrate`, for a later `incoming` or QMP `migrate-
+                incoming`; then None is returned.
+            fd: the descriptor behind `fd:name`, owned by the migration from here on.
+
+        Raises:
+            MigrationError: listening failed, the machine has run, or another incoming migration is under way.
+        """
+        close_with_program(self)
+        if uri == "defer":
+            self.machine.expect_incoming()
+            return None
+        return incoming(self.machine, uri, fd)
+
+    def savevm(self, name: str) -> None:
+        """Refused: snapshots are not built yet."""
+        raise migration_error(
+            "unsupported",
+            f"snapshot {name!r} cannot be saved: snapshots are not built yet; migrate to file:PATH instead",
+        )
+
+    def loadvm(self, name: str) -> None:
+        """Refused: snapshots are not built yet."""
+        raise migration_error(
+            "unsupported",
+            f"snapshot {name!r} cannot be loaded: snapshots are not built yet; use incoming('file:PATH') instead",
+        )
+
+    # being controlled
+
+    def serve_qmp(self, address: str, *, on_quit: Callable[[], None] | None = None) -> str:
+        """Accept QMP clients.
+
+        Args:
+            address: `unix:PATH` or `tcp:HOST:PORT` (port 0: any).
+            on_quit: called after a client's `quit` was answered; by default only the QMP service ends.
+
+        Returns:
+            The bound address.
+
+        Raises:
+            MigrationError: `listen`.
+        """
+        close_with_program(self)
+        server = QmpServer(self.machine, on_quit=on_quit)
+        try:
+            bound = server.listen(address)
+        except BaseException:
+            server.close()
+            raise
+        server.start()
+        self._servers.append(server)
+        return bound
+
+    def close(self) -> None:
+        """End migrations (a cancelled one leaves the machine running here) and QMP service.
+
+        Idempotent, from any thread.
+        """
+        while self._servers:
+            self._servers.pop().close()
+        self.machine.abandon()
+        if self._migration is not None:
+            self._migration.ended()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _mapped(block: Block, address: int | None) -> list[MappedRam]:
+    """Where the guest sees `block`."""
+    if address is not None:
+        return [MappedRam(address, block, 0, block.size)]
+    if block.name == "ram":
+        return [MappedRam(0, block, 0, block.size)]
+    if block.name == "e2k.firmware":
+        return [MappedRam(FIRMWARE_BASE, block, 0, block.size)]
+    if block.name == "e2k.ram":
+        low = min(block.size, _LOW_RAM)
+        parts = [MappedRam(0, block, 0, low)]
+        return parts if low == block.size else [*parts, MappedRam(_HIGH_RAM, block, low, block.size - low)]
+    return []
