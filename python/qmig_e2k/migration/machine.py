@@ -20,8 +20,9 @@ from qmig_e2k.migration.settings import Settings
 from qmig_e2k.savevm import Configuration, GlobalState, Registry, VirtualClock
 
 if TYPE_CHECKING:
-    from uuid import UUID
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from uuid import UUID
+
     from qmig_e2k.migration.handle import Arrival
 
 __all__ = ["Emulator", "Machine", "MappedRam"]
