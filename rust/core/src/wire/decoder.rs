@@ -123,12 +123,8 @@ pub enum Event {
     Section(SectionHeader),
     /// A whole section of RAM, already in the sink.
     RamSection {
-        /// Which kind.
-        kind: SectionKind,
-        /// Section id.
-        id: u32,
-        /// Stream offset of the type byte.
-        offset: u64,
+        /// Its header.
+        header: SectionHeader,
         /// Pages it brought.
         pages: PageCounts,
     },
@@ -344,7 +340,7 @@ impl<S: ByteSource> Decoder<S> {
             let text = format!("RAM section of version {version}; {RAM_VERSION} is the only one");
             return Err(Error::new(ErrorKind::BadVersion, text).at(at).within("ram"));
         }
-        self.ram_section(&header, sink)
+        self.ram_section(header, sink)
     }
 
     fn announce(&mut self, header: &SectionHeader) -> Result<()> {
@@ -378,7 +374,7 @@ impl<S: ByteSource> Decoder<S> {
             Some(start) if start.kind == SectionKind::Start => {
                 let header = SectionHeader { kind, offset, ..start.clone() };
                 if header.is_ram() {
-                    return self.ram_section(&header, sink);
+                    return self.ram_section(header, sink);
                 }
                 self.state = State::Payload(header.clone());
                 Ok(Event::Section(header))
@@ -394,11 +390,11 @@ impl<S: ByteSource> Decoder<S> {
         }
     }
 
-    fn ram_section(&mut self, header: &SectionHeader, sink: &mut dyn PageSink) -> Result<Event> {
-        let SectionHeader { kind, id, offset, .. } = *header;
-        let pages = self.ram.payload(&mut self.input, kind == SectionKind::Start, sink).map_err(|e| e.within("ram"))?;
-        self.footer(header)?;
-        Ok(Event::RamSection { kind, id, offset, pages })
+    fn ram_section(&mut self, header: SectionHeader, sink: &mut dyn PageSink) -> Result<Event> {
+        let first = header.kind == SectionKind::Start;
+        let pages = self.ram.payload(&mut self.input, first, sink).map_err(|e| e.within("ram"))?;
+        self.footer(&header)?;
+        Ok(Event::RamSection { header, pages })
     }
 
     fn footer(&mut self, header: &SectionHeader) -> Result<()> {

@@ -58,6 +58,23 @@ pub trait PayloadSource {
     fn peek(&mut self, n: usize) -> Result<&[u8]>;
     /// Consume and drop `n` bytes.
     fn skip(&mut self, n: u64) -> Result<()>;
+
+    /// `n` bytes as announced by the stream: memory grows with what arrives.
+    fn read_vec(&mut self, n: u64) -> Result<Vec<u8>> {
+        let start = self.offset();
+        let mut out = Vec::new();
+        let mut left = n;
+        while left > 0 {
+            let step = usize::try_from(left).map_or(READ_STEP, |left| left.min(READ_STEP));
+            let from = out.len();
+            out.resize(from + step, 0);
+            // A truncation is that of the whole field.
+            self.read_exact(&mut out[from..])
+                .map_err(|e| if e.kind == ErrorKind::Truncated { Error { offset: Some(start), ..e } } else { e })?;
+            left -= step as u64;
+        }
+        Ok(out)
+    }
 }
 
 /// A buffered reader that knows its stream offset. Integers are big-endian.
@@ -207,19 +224,7 @@ impl<S: ByteSource> Input<S> {
 
     /// `n` bytes as announced by the stream: memory grows with what arrives.
     pub fn read_vec(&mut self, n: u64) -> Result<Vec<u8>> {
-        let start = self.offset();
-        let mut out = Vec::new();
-        let mut left = n;
-        while left > 0 {
-            let step = usize::try_from(left).map_or(READ_STEP, |left| left.min(READ_STEP));
-            let from = out.len();
-            out.resize(from + step, 0);
-            // A truncation is that of the whole field.
-            self.read_exact(&mut out[from..])
-                .map_err(|e| if e.kind == ErrorKind::Truncated { Error { offset: Some(start), ..e } } else { e })?;
-            left -= step as u64;
-        }
-        Ok(out)
+        PayloadSource::read_vec(self, n)
     }
 
     /// Consume and drop `n` bytes.

@@ -22,6 +22,7 @@ mod configuration;
 pub mod consts;
 mod decoder;
 mod input;
+pub mod layout;
 pub mod limits;
 mod output;
 mod ram;
