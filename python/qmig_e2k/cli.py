@@ -1,0 +1,196 @@
+"""The command `qmig-e2k`. Exit status: 0 done, 1 the work failed (one line on stderr says why), 2 bad usage."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from uuid import UUID
+
+from qmig_e2k._core import MigrationError, __version__
+from qmig_e2k.e2k.models import DEFAULT_MODEL
+from qmig_e2k.migration.parameters import parse_size
+
+__all__ = ["main"]
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    handler: Handler = options.handler
+    try:
+        return handler(options)
+    except MigrationError as error:
+        print(f"qmig-e2k {options.command}: {error}", file=sys.stderr)
+        return 2 if error.kind == "invalid-argument" else 1
+    except OSError as error:
+        print(f"qmig-e2k {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qmig-e2k", description="Live migration for an emulated e2k machine.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"qmig-e2k {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands)
+    demo = commands.add_parser(
+        "demo", help="move a busy machine from one process to another, verified", allow_abbrev=False
+    )
+    demo.set_defaults(handler=_demo)
+    doctor = commands.add_parser("doctor", help="what the kernel and the permissions allow here", allow_abbrev=False)
+    doctor.add_argument("--json", action="store_true", help="as a JSON record")
+    doctor.set_defaults(handler=_doctor)
+    for name in ("analyze", "lab", "bench"):
+        later = commands.add_parser(name, help="not built yet", add_help=False, prefix_chars="\0")
+        later.add_argument("arguments", nargs="*")
+        later.set_defaults(handler=_not_built)
+    return parser
+
+
+def _size(text: str) -> int:
+    return parse_size(text, "M")
+
+
+def _machine(text: str) -> tuple[str, bool]:
+    name, *properties = text.split(",")
+    tags = False
+    for item in properties:
+        key, _, value = item.partition("=")
+        if key != "tags" or value not in ("on", "off"):
+            raise argparse.ArgumentTypeError(f"{item!r} is no property of a machine: there is tags=on|off")
+        tags = value == "on"
+    return name, tags
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    serve = commands.add_parser("serve", help="one process, one machine, controlled over QMP", allow_abbrev=False)
+    add = serve.add_argument
+    add(
+        "-M",
+        dest="machine",
+        type=_machine,
+        default=("e2k", False),
+        metavar="TYPE[,tags=on]",
+        help="e2k (default), e2k-qemu or none",
+    )
+    add("-cpu", default=DEFAULT_MODEL, metavar="MODEL", help=f"CPU model, {DEFAULT_MODEL} when not given")
+    add("-smp", type=int, metavar="N", help="vCPUs, 1 to 8, default 1 (none: 0)")
+    add(
+        "-m",
+        dest="memory",
+        type=_size,
+        default=128 << 20,
+        metavar="SIZE",
+        help="RAM, with suffix K M G; a bare number is MiB; default 128M",
+    )
+    memory = serve.add_mutually_exclusive_group()
+    memory.add_argument(
+        "--mem",
+        dest="backing",
+        choices=("anon", "memfd", "hugetlb"),
+        default="anon",
+        help="backing of the main RAM block",
+    )
+    memory.add_argument(
+        "--mem-path", type=Path, metavar="FILE", help="share RAM with FILE, whose bytes are its first content"
+    )
+    add("-bios", type=Path, metavar="FILE", help="raw bytes for the firmware")
+    add("-kernel", type=Path, metavar="FILE", help="raw bytes instead of firmware (on none: into RAM at 0)")
+    add("-S", dest="paused", action="store_true", help="do not start the guest")
+    add("--incoming", "-incoming", metavar="URI", help="wait for a migration at URI; defer: until migrate-incoming")
+    add("-loadvm", metavar="NAME", help="not built yet")
+    add("--snapshot-dir", type=Path, metavar="DIR", help="where snapshots are kept")
+    add("-name", metavar="NAME", help="name of the machine (query-name)")
+    add("-uuid", type=UUID, metavar="UUID", help="UUID of the machine, compared if validate-uuid is on")
+    add("--only-migratable", "-only-migratable", action="store_true", help="refuse whatever would block a migration")
+    add(
+        "--qmp",
+        action="append",
+        default=[],
+        metavar="ADDR",
+        help="accept QMP clients at unix:PATH or tcp:HOST:PORT; repeatable",
+    )
+    add(
+        "-global",
+        dest="globals",
+        action="append",
+        default=[],
+        metavar="migration.NAME=V",
+        help="set a switch, capability or parameter; repeatable",
+    )
+    add("--format", choices=("2.9", "7.2", "10.0"), default="7.2", help="whose stream this side writes, default 7.2")
+    add(
+        "--guest",
+        default="idle",
+        metavar="SPEC",
+        help="model guest: idle, seq, random or zipf[,threads=N][,wss=SIZE][,rate=N][,read=F]",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="seed of the model guest")
+    add("-v", "--verbose", action="store_true", help="log more")
+    serve.set_defaults(handler=_serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from qmig_e2k.serve import Options, serve  # noqa: PLC0415  the other commands need none of it
+
+    level = logging.INFO if options.verbose else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="qmig-e2k: %(message)s")
+    if options.loadvm is not None:
+        print(
+            f"qmig-e2k serve: -loadvm {options.loadvm}: snapshots are not built yet; use --incoming file:PATH",
+            file=sys.stderr,
+        )
+        return 1
+    machine, tags = options.machine
+    serve(
+        Options(
+            machine=machine,
+            tags=tags,
+            cpu=options.cpu,
+            smp=options.smp,
+            memory=options.memory,
+            backing=options.backing,
+            memory_path=options.mem_path,
+            bios=options.bios,
+            kernel=options.kernel,
+            paused=options.paused,
+            incoming=options.incoming,
+            name=options.name,
+            uuid=options.uuid,
+            only_migratable=options.only_migratable,
+            qmp=options.qmp,
+            globals=options.globals,
+            format=options.format,
+            guest=options.guest,
+            seed=options.seed,
+        )
+    )
+    return 0
+
+
+def _demo(_: argparse.Namespace) -> int:
+    return int(import_module("qmig_e2k.demo").run())
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from qmig_e2k import doctor  # noqa: PLC0415  the other commands need none of it
+
+    report = doctor.record()
+    print(json.dumps(report, indent=2) if options.json else doctor.text(report))
+    return 0
+
+
+def _not_built(options: argparse.Namespace) -> int:
+    print(f"qmig-e2k {options.command}: not built yet in this version of qmig_e2k", file=sys.stderr)
+    return 1

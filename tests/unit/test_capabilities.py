@@ -1,0 +1,46 @@
+import pytest
+
+from qmig_e2k import MigrationError
+from qmig_e2k.migration.capabilities import CAPABILITIES, Capabilities
+
+QEMU_7_2 = (
+    "xbzrle rdma-pin-all auto-converge zero-blocks compress events postcopy-ram x-colo release-ram block return-path pause-before-switchover "
+    "multifd dirty-bitmaps postcopy-blocktime late-block-activate x-ignore-shared validate-uuid background-snapshot zero-copy-send postcopy-preempt"
+).split()
+
+
+def test_the_list_begins_as_qemu_7_2_lists_it():
+    assert list(CAPABILITIES)[: len(QEMU_7_2)] == QEMU_7_2
+    assert list(CAPABILITIES)[len(QEMU_7_2) :] == ["switchover-ack", "dirty-limit", "mapped-ram"]
+
+
+def test_all_are_off_at_first_and_later_entries_win():
+    caps = Capabilities()
+    assert caps.enabled == []
+    caps.update([("events", True), ("return-path", True), ("events", False)])
+    assert caps.enabled == ["return-path"]
+    assert dict(caps.items())["return-path"]
+    caps.update([])
+    assert caps["return-path"]
+
+
+@pytest.mark.parametrize("name", [name for name, reason in CAPABILITIES.items() if reason])
+def test_what_cannot_be_had_is_refused_by_name_with_the_reason(name):
+    caps = Capabilities()
+    with pytest.raises(MigrationError) as caught:
+        caps.update([("events", True), (name, True)])
+    assert caught.value.kind == "unsupported"
+    assert name in str(caught.value)
+    assert CAPABILITIES[name] in str(caught.value)
+    assert caps.enabled == [], "nothing of a refused list is applied"
+    caps.update([(name, False)])
+
+
+def test_old_spellings_and_unknown_names():
+    caps = Capabilities()
+    with pytest.raises(MigrationError, match="postcopy-ram"):
+        caps.update([("x-postcopy-ram", True)])
+    with pytest.raises(MigrationError) as caught:
+        caps.update([("events", True), ("teleport", True)])
+    assert caught.value.kind == "invalid-argument"
+    assert not caps["events"]
