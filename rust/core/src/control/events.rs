@@ -158,7 +158,9 @@ mod tests {
                 std::thread::spawn(move || (0..100).for_each(|i| bus.emit("E", Some(json!([t, i])))))
             })
             .collect();
-        threads.into_iter().for_each(|t| t.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
         let read = |s: &Subscription| std::iter::from_fn(|| s.try_next()).collect::<Vec<_>>();
         let (a, b) = (read(&a), read(&b));
         assert_eq!(a.len(), 400);

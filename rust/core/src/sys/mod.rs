@@ -7,4 +7,5 @@ pub mod mmap;
 pub mod pagemap;
 pub mod probe;
 pub mod scan;
+pub mod signal;
 pub mod uffd;
