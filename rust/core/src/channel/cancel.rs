@@ -95,7 +95,8 @@ impl Cancel {
     pub fn wait(&self, time: Duration) -> bool {
         let deadline = Instant::now().checked_add(time);
         let mut fds = [PollFd::new(&self.0.event, PollFlags::IN)];
-        poll_until(&mut fds, deadline);
+        // A failure (no kernel memory) ends the sleep early, which every caller can bear.
+        let _ = poll_until(&mut fds, deadline);
         self.is_set()
     }
 
@@ -103,7 +104,8 @@ impl Cancel {
     pub fn poll(&self, fd: BorrowedFd<'_>, events: PollFlags, timeout: Option<Duration>) -> Wake {
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
         let mut fds = [PollFd::from_borrowed_fd(fd, events), PollFd::new(&self.0.event, PollFlags::IN)];
-        let ready = poll_until(&mut fds, deadline);
+        // If polling fails (no kernel memory), the call on the descriptor that follows will say so or wait itself.
+        let ready = poll_until(&mut fds, deadline).unwrap_or(true);
         match (self.is_set(), ready) {
             (true, _) => Wake::Cancelled,
             (false, true) => Wake::Ready,
@@ -112,24 +114,22 @@ impl Cancel {
     }
 
     /// The index of the first of `fds` that is readable; none once the switch is set.
-    pub(super) fn poll_any(&self, fds: &[OwnedFd]) -> Option<usize> {
+    pub(super) fn poll_any(&self, fds: &[OwnedFd]) -> rustix::io::Result<Option<usize>> {
         let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
         polled.push(PollFd::new(&self.0.event, PollFlags::IN));
-        poll_until(&mut polled, None);
-        if self.is_set() { None } else { polled.iter().position(|fd| !fd.revents().is_empty()) }
+        poll_until(&mut polled, None)?;
+        Ok(if self.is_set() { None } else { polled.iter().position(|fd| !fd.revents().is_empty()) })
     }
 }
 
 /// Polls, going on after signals; false if the deadline passed.
-fn poll_until(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> bool {
+fn poll_until(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> rustix::io::Result<bool> {
     loop {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(fds, timeout.as_ref()) {
             Err(Errno::INTR) => {}
-            Ok(0) => return false,
-            // Any other failure (EFAULT, EINVAL, ENOMEM) is answered by the call on the descriptor that follows.
-            Ok(_) | Err(_) => return true,
+            polled => return polled.map(|ready| ready > 0),
         }
     }
 }

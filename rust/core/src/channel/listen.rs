@@ -147,7 +147,7 @@ impl Drop for Surplus {
 
 /// The next connection; none once the switch is set.
 fn accept(fds: &[OwnedFd], cancel: &Cancel) -> rustix::io::Result<Option<OwnedFd>> {
-    while let Some(index) = cancel.poll_any(fds) {
+    while let Some(index) = cancel.poll_any(fds)? {
         match rustix::net::accept_with(&fds[index], SocketFlags::CLOEXEC) {
             Ok(fd) => return Ok(Some(fd)),
             // gone again before we came

@@ -20,6 +20,9 @@ mod half;
 mod listen;
 mod rate;
 mod tcp;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+mod tests;
 mod unix;
 mod uri;
 

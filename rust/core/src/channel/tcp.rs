@@ -1,5 +1,6 @@
 //! `tcp:`: names to addresses, connecting and listening on them, and the options every TCP channel gets.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
@@ -16,7 +17,7 @@ use super::{Cancel, Uri, cancelled, reason};
 use crate::{Error, ErrorKind, Result};
 
 /// How long a peer may take to accept.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a full queue of a listener is tried again.
 const RETRY: Duration = Duration::from_millis(10);
 /// How long sent bytes may stay unacknowledged, or the peer may not read, before the connection counts as dead.
@@ -26,6 +27,9 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(20);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Tries to find one free port for all address families.
 const PORT_TRIES: u32 = 16;
+
+/// What a look-up gives: addresses (their port means nothing), or the resolver's words.
+type Found = Result<Vec<SocketAddr>, String>;
 
 /// Connects to the first address that answers.
 pub(super) fn connect(uri: &Uri, inet: &Inet, cancel: &Cancel) -> Result<OwnedFd> {
@@ -38,21 +42,35 @@ pub(super) fn connect(uri: &Uri, inet: &Inet, cancel: &Cancel) -> Result<OwnedFd
             return Err(uri.error(ErrorKind::BadUri, cause));
         }
     }
-    let addresses = resolve(uri, inet, cancel, |host| look_up(&host))?;
+    connect_by(uri, inet, cancel, |host| look_up(&host))
+}
+
+/// The same with a given resolver.
+pub(super) fn connect_by(
+    uri: &Uri,
+    inet: &Inet,
+    cancel: &Cancel,
+    look_up: impl FnOnce(String) -> Found + Send + 'static,
+) -> Result<OwnedFd> {
+    let addresses = resolve(uri, inet, cancel, look_up)?;
     let mut causes = Vec::new();
+    let mut kind = ErrorKind::Connect;
     for address in &addresses {
-        let cause = match open(*address).map_err(Refusal::System).and_then(|fd| connect_within(fd, address, cancel, CONNECT_TIMEOUT)) {
+        match open(*address).map_err(Refusal::System).and_then(|fd| connect_within(fd, address, cancel, CONNECT_TIMEOUT)) {
             Ok(fd) => {
                 tune(&fd);
                 return Ok(fd);
             }
-            Err(Refusal::Cancelled) => return Err(cancelled(uri)),
-            Err(Refusal::Silent) => format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
-            Err(Refusal::System(errno)) => reason(errno),
-        };
-        causes.push(if addresses.len() > 1 { format!("{cause} ({address})") } else { cause });
+            Err(refusal) => {
+                kind = refusal.kind();
+                causes.push(if addresses.len() > 1 { format!("{refusal} ({address})") } else { refusal.to_string() });
+            }
+        }
+        if kind == ErrorKind::Cancelled {
+            return Err(cancelled(uri));
+        }
     }
-    Err(uri.error(ErrorKind::Connect, causes.join(", ")))
+    Err(uri.error(kind, causes.join(", ")))
 }
 
 /// Listens on every address of the host, all on one port: the first of the range that is free.
@@ -98,10 +116,31 @@ pub(super) fn tune(fd: &OwnedFd) {
 }
 
 /// Why a connection did not come about.
+#[derive(Debug)]
 pub(super) enum Refusal {
     Cancelled,
     Silent,
     System(Errno),
+}
+
+impl Refusal {
+    pub(super) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Silent => ErrorKind::Timeout,
+            Self::System(_) => ErrorKind::Connect,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cancelled => f.write_str("cancelled"),
+            Self::Silent => write!(f, "no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+            Self::System(errno) => f.write_str(&reason(*errno)),
+        }
+    }
 }
 
 /// Connects a non-blocking socket, waiting at most `timeout`.
@@ -168,12 +207,7 @@ fn listen_one(mut address: SocketAddr, found: SocketAddr) -> rustix::io::Result<
 
 /// The addresses of the host. A name is looked up by a thread of its own, because a resolver cannot be interrupted: after a
 /// cancel that thread ends by itself and its answer is dropped.
-fn resolve(
-    uri: &Uri,
-    inet: &Inet,
-    cancel: &Cancel,
-    look_up: impl FnOnce(String) -> Result<Vec<SocketAddr>, String> + Send + 'static,
-) -> Result<Vec<SocketAddr>> {
+fn resolve(uri: &Uri, inet: &Inet, cancel: &Cancel, look_up: impl FnOnce(String) -> Found + Send + 'static) -> Result<Vec<SocketAddr>> {
     if let Some(address) = literal(&inet.host) {
         return usable(uri, inet, Ok(vec![address]), ErrorKind::Connect);
     }
@@ -197,7 +231,7 @@ fn literal(host: &str) -> Option<SocketAddr> {
     host.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, 0))
 }
 
-fn look_up(host: &str) -> Result<Vec<SocketAddr>, String> {
+fn look_up(host: &str) -> Found {
     match (host, 0).to_socket_addrs() {
         Ok(addresses) => Ok(addresses.collect()),
         Err(e) => Err(reason(e).trim_start_matches("failed to lookup address information: ").to_owned()),
@@ -205,7 +239,7 @@ fn look_up(host: &str) -> Result<Vec<SocketAddr>, String> {
 }
 
 /// The addresses of the wanted families, each once, with the URI's port.
-fn usable(uri: &Uri, inet: &Inet, found: Result<Vec<SocketAddr>, String>, kind: ErrorKind) -> Result<Vec<SocketAddr>> {
+fn usable(uri: &Uri, inet: &Inet, found: Found, kind: ErrorKind) -> Result<Vec<SocketAddr>> {
     let found = found.map_err(|cause| uri.error(kind, format!("the name {:?} is unknown: {cause}", inet.host)))?;
     let addresses = family(found, inet);
     if addresses.is_empty() {

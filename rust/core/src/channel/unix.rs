@@ -7,17 +7,13 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::tcp::{Refusal, connect_within};
-use super::{Cancel, Uri, cancelled, reason};
+use super::tcp::{CONNECT_TIMEOUT, connect_within};
+use super::{Cancel, Uri, reason};
 use crate::{ErrorKind, Result};
-
-/// How long a full listener may take to make room.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A bound socket file; removed when dropped, if it is still ours.
 #[derive(Debug)]
@@ -29,11 +25,7 @@ pub(super) struct SocketFile {
 pub(super) fn connect(uri: &Uri, path: &Path, cancel: &Cancel) -> Result<OwnedFd> {
     let address = address(uri, path)?;
     let fd = socket(SocketType::STREAM).map_err(|e| uri.error(ErrorKind::Connect, reason(e)))?;
-    connect_within(fd, &address, cancel, CONNECT_TIMEOUT).map_err(|refusal| match refusal {
-        Refusal::Cancelled => cancelled(uri),
-        Refusal::Silent => uri.error(ErrorKind::Connect, format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())),
-        Refusal::System(errno) => uri.error(ErrorKind::Connect, reason(errno)),
-    })
+    connect_within(fd, &address, cancel, CONNECT_TIMEOUT).map_err(|refusal| uri.error(refusal.kind(), refusal))
 }
 
 pub(super) fn listen(uri: &Uri, path: &Path) -> Result<(OwnedFd, SocketFile)> {
