@@ -15,6 +15,7 @@ use super::cancel::{Registration, Wake};
 use super::exec::Command;
 use super::{Cancel, Uri, reason};
 use crate::sys::io::{self, IoVec};
+use crate::wire::ByteSource;
 use crate::{Error, ErrorKind, Result};
 
 /// How a descriptor waits.
@@ -147,6 +148,12 @@ impl ReadHalf {
         let cancel = link.cancel.clone();
         drop(link); // closes the pipe: a command that still writes must not wait for us
         command.succeeded(&cancel, true)
+    }
+}
+
+impl ByteSource for ReadHalf {
+    fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
+        Self::read(self, buf)
     }
 }
 

@@ -161,6 +161,14 @@ fn a_read_returns_what_is_there() {
 }
 
 #[test]
+fn a_reading_half_feeds_the_decoder() {
+    let (a, b) = ends(&cancel());
+    a.writer.unwrap().write_all(b"\x12\x34").unwrap();
+    let mut input = crate::wire::Input::new(b.reader.unwrap());
+    assert_eq!(input.be16().unwrap(), 0x1234);
+}
+
+#[test]
 fn a_gone_peer_is_closed() {
     let (a, b) = ends(&cancel());
     drop(b);
