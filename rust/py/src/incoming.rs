@@ -1,8 +1,131 @@
 //! Incoming for Python: signatures and conversions only.
 
 use pyo3::prelude::*;
+use qmig_core::channel::Uri;
+use qmig_core::recv;
+use qmig_core::wire::{DecoderOptions, Event, SectionKind};
 
-/// Adds this file's classes and functions to the module.
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+use crate::block::PyBlock as Block;
+use crate::control::Control;
+use crate::error::to_py;
+use crate::outgoing::owned;
+use crate::wire::Reader;
+
+/// Adds this file's classes to the module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Incoming>()?;
+    module.add_class::<SectionEvent>()
+}
+
+/// One thing for Python to do while a stream is loaded.
+#[pyclass(frozen, get_all, module = "qmig_e2k._core")]
+#[derive(Debug)]
+pub struct SectionEvent {
+    r#type: &'static str,
+    offset: u64,
+    section_id: u32,
+    idstr: String,
+    instance_id: u32,
+    version_id: u32,
+    machine: String,
+    capabilities: Vec<String>,
+    uuid: Option<Vec<u8>>,
+}
+
+impl SectionEvent {
+    fn empty(r#type: &'static str, offset: u64) -> Self {
+        Self {
+            r#type,
+            offset,
+            section_id: 0,
+            idstr: String::new(),
+            instance_id: 0,
+            version_id: 0,
+            machine: String::new(),
+            capabilities: Vec::new(),
+            uuid: None,
+        }
+    }
+}
+
+/// The destination of one migration.
+#[pyclass(frozen, module = "qmig_e2k._core")]
+#[derive(Debug)]
+pub struct Incoming {
+    inner: recv::Incoming,
+}
+
+#[pymethods]
+impl Incoming {
+    #[new]
+    #[pyo3(signature = (control, blocks, *, configuration = true, footers = true, description = true))]
+    fn new(
+        control: &Bound<'_, Control>,
+        blocks: Vec<PyRef<'_, Block>>,
+        configuration: bool,
+        footers: bool,
+        description: bool,
+    ) -> PyResult<Self> {
+        let _ = control;
+        let blocks = blocks.iter().map(|block| block.core()).collect::<PyResult<_>>()?;
+        let inner = recv::Incoming::new(blocks, DecoderOptions { configuration, footers, description });
+        Ok(Self { inner: inner.map_err(|e| to_py(&e))? })
+    }
+
+    #[pyo3(signature = (uri, fd = None))]
+    fn listen(&self, py: Python<'_>, uri: &str, fd: Option<i32>) -> PyResult<String> {
+        let fd = owned(fd)?;
+        let uri = Uri::parse(uri).map_err(|e| to_py(&e))?;
+        py.detach(|| self.inner.listen(&uri, fd)).map(|addresses| addresses.to_string()).map_err(|e| to_py(&e))
+    }
+
+    fn accept(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.accept()).map_err(|e| to_py(&e))
+    }
+
+    fn next(&self, py: Python<'_>) -> PyResult<SectionEvent> {
+        let event = py.detach(|| self.inner.next()).map_err(|e| to_py(&e))?;
+        Ok(match event {
+            Event::Configuration { offset, machine, capabilities, uuid, .. } => SectionEvent {
+                machine: String::from_utf8_lossy(&machine).into_owned(),
+                capabilities,
+                uuid: uuid.map(Vec::from),
+                ..SectionEvent::empty("configuration", offset)
+            },
+            Event::Section(head) => {
+                let r#type = match head.kind {
+                    SectionKind::Start => "start",
+                    SectionKind::Part => "part",
+                    SectionKind::End => "end",
+                    SectionKind::Full => "full",
+                };
+                SectionEvent {
+                    section_id: head.id,
+                    idstr: String::from_utf8_lossy(&head.idstr).into_owned(),
+                    instance_id: head.instance,
+                    version_id: head.version,
+                    ..SectionEvent::empty(r#type, head.offset)
+                }
+            }
+            _ => SectionEvent::empty("eof", 0),
+        })
+    }
+
+    #[getter]
+    fn reader(&self) -> PyResult<Reader> {
+        Ok(Reader::over(self.inner.payload().map_err(|e| to_py(&e))?))
+    }
+
+    fn section_done(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.section_done()).map_err(|e| to_py(&e))
+    }
+
+    #[pyo3(signature = (status = 0))]
+    fn finish(&self, py: Python<'_>, status: u32) -> PyResult<()> {
+        py.detach(|| self.inner.finish(status)).map_err(|e| to_py(&e))
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.inner.close());
+    }
 }

@@ -1,1 +1,157 @@
-//! The destination: RAM loader and page sinks.
+//! The destination: one incoming migration from the listener to the last word.
+//!
+//! RAM and commands are done here; configuration, device sections and the end are handed to the caller one by one. In precopy
+//! that caller may be a Python thread, because nothing on this side waits for it but the migration itself.
+
+mod ram_loader;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::channel::{Cancel, Channel, Listener, ReadHalf, Uri, WriteHalf};
+use crate::ram::{Block, RamList};
+use crate::wire::{Command, Decoder, DecoderOptions, Event, Input, Output, PayloadSource, ReturnMessage};
+use crate::{Error, ErrorKind, Result};
+
+use ram_loader::RamLoader;
+
+/// Bytes read ahead at most: fits the second-level cache, so that the copy into place reads warm memory.
+const BUFFER: usize = 256 << 10;
+
+/// The decoder of the main channel, shared with whoever reads a device payload.
+type Main = Mutex<Decoder<ReadHalf>>;
+
+/// The destination of one migration.
+#[derive(Debug)]
+pub struct Incoming {
+    cancel: Cancel,
+    options: DecoderOptions,
+    loader: Mutex<RamLoader>,
+    link: Mutex<Link>,
+}
+
+#[derive(Debug, Default)]
+struct Link {
+    listener: Option<Listener>,
+    main: Option<Arc<Main>>,
+    writer: Option<WriteHalf>,
+    return_path: bool,
+}
+
+impl Incoming {
+    /// A destination for `blocks`.
+    pub fn new(blocks: Vec<Arc<Block>>, options: DecoderOptions) -> Result<Self> {
+        Ok(Self { cancel: Cancel::new()?, options, loader: Mutex::new(RamLoader::new(RamList::new(blocks)?)), link: Mutex::default() })
+    }
+
+    /// Bind or open; the addresses in the form of `socket-address`.
+    pub fn listen(&self, uri: &Uri, fd: Option<std::os::fd::OwnedFd>) -> Result<serde_json::Value> {
+        let listener = Listener::bind(uri, fd)?;
+        let addresses = listener.addresses();
+        self.link().listener = Some(listener);
+        Ok(addresses)
+    }
+
+    /// Wait for the main channel.
+    pub fn accept(&self) -> Result<()> {
+        let listener = self.link().listener.take().ok_or_else(|| Error::new(ErrorKind::InvalidState, "accept before listen"))?;
+        let channel: Channel = listener.accept(&self.cancel)?;
+        let (reader, writer) = channel.split();
+        let reader = reader.ok_or_else(|| Error::new(ErrorKind::BadUri, "this channel cannot be read from"))?;
+        let mut link = self.link();
+        // The listener stays: it turns surplus connections away, and keeps the address.
+        link.listener = Some(listener);
+        link.writer = writer;
+        link.main = Some(Arc::new(Mutex::new(Decoder::new(Input::with_capacity(reader, BUFFER), self.options))));
+        Ok(())
+    }
+
+    /// Read up to the next thing that the caller must do: `Configuration`, `Section` or `Finished`.
+    pub fn next(&self) -> Result<Event> {
+        let main = self.main()?;
+        let mut decoder = lock(&main);
+        let mut loader = lock(&self.loader);
+        loop {
+            match decoder.next(&mut *loader)? {
+                Event::RamSection { .. } | Event::End { .. } | Event::Description(_) => {}
+                Event::Command(command, offset) => self.obey(&command).map_err(|e| e.at(offset))?,
+                event => return Ok(event),
+            }
+        }
+    }
+
+    /// The payload of the section that `next` returned.
+    pub fn payload(&self) -> Result<Arc<Mutex<dyn PayloadSource + Send>>> {
+        let main: Arc<Main> = self.main()?;
+        Ok(main)
+    }
+
+    /// The payload is consumed: check the footer.
+    pub fn section_done(&self) -> Result<()> {
+        lock(&*self.main()?).section_done()
+    }
+
+    /// Pages received so far: raw, zero.
+    pub fn pages(&self) -> (u64, u64) {
+        lock(&self.loader).pages()
+    }
+
+    /// Answer SHUT if there is a return path, and close.
+    pub fn finish(&self, status: u32) -> Result<()> {
+        let answered = if self.link().return_path { self.answer(&ReturnMessage::Shut(status)) } else { Ok(()) };
+        self.close();
+        answered
+    }
+
+    /// Cut everything. Idempotent, from any thread.
+    pub fn close(&self) {
+        self.cancel.set();
+        let mut link = self.link();
+        link.listener = None;
+        link.writer = None;
+        link.main = None;
+    }
+
+    fn obey(&self, command: &Command) -> Result<()> {
+        match command {
+            Command::OpenReturnPath => {
+                let mut link = self.link();
+                if link.writer.is_none() {
+                    return Err(Error::new(ErrorKind::BadCommand, "OPEN_RETURN_PATH, but this channel has no way back; use tcp: or unix:"));
+                }
+                link.return_path = true;
+                Ok(())
+            }
+            Command::Ping(token) => {
+                if !self.link().return_path {
+                    return Err(Error::new(ErrorKind::BadCommand, "PING without an open return path"));
+                }
+                self.answer(&ReturnMessage::Pong(*token))
+            }
+            Command::SwitchoverStart => Ok(()),
+            other => {
+                Err(Error::new(ErrorKind::Unsupported, format!("command {} belongs to a feature that is not built yet", other.name())))
+            }
+        }
+    }
+
+    fn answer(&self, message: &ReturnMessage) -> Result<()> {
+        let mut output = Output::new();
+        message.write(&mut output);
+        match &mut self.link().writer {
+            Some(writer) => writer.write_all(output.as_slice()),
+            None => Ok(()),
+        }
+    }
+
+    fn main(&self) -> Result<Arc<Main>> {
+        self.link().main.clone().ok_or_else(|| Error::new(ErrorKind::Closed, "no channel is open"))
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        lock(&self.link)
+    }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,470 @@
+//! One outgoing migration from the channel to the destination's last word. Called from one thread; cancelled through its session.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::convergence::{Convergence, Verdict};
+use super::ram_saver::{RamSaver, Turn};
+use super::return_path::ReturnPath;
+use super::stream::Stream;
+use crate::channel::{self, Address, Channel, Uri};
+use crate::control::{Control, Phase, Session, Status};
+use crate::ram::dirty::DirtyMode;
+use crate::ram::{Block, RamList};
+use crate::wire::consts::RAM_EOS;
+use crate::wire::{Output, SectionKind};
+use crate::{Error, ErrorKind, Result};
+
+/// How long the destination may take to load what was sent, and to say its last word. The machine stands still meanwhile, so it is
+/// bounded; device state is at most a few MiB, so it is generous.
+const FENCE_DEADLINE: Duration = Duration::from_secs(30);
+/// A turn of RAM beside other live handlers.
+const SHARED_TURN: Duration = Duration::from_millis(50);
+/// How often the dirty rate is evaluated at most.
+const RATE_PERIOD: Duration = Duration::from_secs(1);
+/// Chances for a writer that has not noticed the stop.
+const LATE_PASSES: u32 = 1;
+
+/// What the writer emits (contract section 4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// QEMU 2.9.
+    V2_9,
+    /// QEMU 7.2.
+    V7_2,
+    /// QEMU 10.0.
+    V10_0,
+}
+
+/// What does not change during one migration.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Format profile of the writer.
+    pub format: Format,
+    /// Section id of `ram`.
+    pub section_id: u32,
+    /// Section footers are written.
+    pub footers: bool,
+    /// `SWITCHOVER_START` is written (10.0).
+    pub switchover_start: bool,
+    /// How dirty pages are found.
+    pub dirty: DirtyMode,
+}
+
+/// Why `run` returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Stop the machine and call `finish`.
+    Switchover,
+    /// Other live handlers may write their PART sections now.
+    Iterate,
+}
+
+/// The source of one migration.
+#[derive(Debug)]
+pub struct Outgoing {
+    control: Arc<Control>,
+    session: Arc<Session>,
+    options: Options,
+    blocks: Vec<Arc<Block>>,
+    saver: Option<RamSaver>,
+    channel: Option<Channel>,
+    stream: Option<Stream>,
+    back: Option<ReturnPath>,
+    two_way: bool,
+    commits_after_finish: bool,
+    convergence: Convergence,
+    pings: u32,
+    /// Bytes sent while the machine ran; known once it stopped.
+    precopy_bytes: Option<u64>,
+    rates: Rates,
+}
+
+/// What the last evaluation of rates saw (spec/control-plane 4.1).
+#[derive(Debug)]
+struct Rates {
+    evaluated: Instant,
+    dirtied: u64,
+    pages_sent: u64,
+    bytes_per_ms: f64,
+}
+
+impl Outgoing {
+    /// A migration of `blocks` for the session that `control` has begun.
+    pub fn new(control: Arc<Control>, blocks: Vec<Arc<Block>>, options: Options) -> Result<Self> {
+        let session = control.outgoing().ok_or_else(|| Error::new(ErrorKind::InvalidState, "no outgoing migration has begun"))?;
+        let blocks = RamList::new(blocks)?.blocks().to_vec();
+        Ok(Self {
+            control,
+            session,
+            options,
+            blocks,
+            saver: None,
+            channel: None,
+            stream: None,
+            back: None,
+            two_way: false,
+            commits_after_finish: false,
+            convergence: Convergence::new(0),
+            pings: 0,
+            precopy_bytes: None,
+            rates: Rates { evaluated: Instant::now(), dirtied: 0, pages_sent: 0, bytes_per_ms: 0.0 },
+        })
+    }
+
+    /// Open the channel. Blocks for sockets; a cancel of the session ends it.
+    pub fn connect(&mut self, uri: &Uri, fd: Option<std::os::fd::OwnedFd>) -> Result<()> {
+        let channel = channel::connect(uri, fd, &self.session.cancel)?;
+        self.two_way = channel.two_way();
+        self.commits_after_finish = matches!(uri.address(), Address::File { .. });
+        self.channel = Some(channel);
+        Ok(())
+    }
+
+    /// The channel has a return path.
+    pub fn two_way(&self) -> bool {
+        self.two_way
+    }
+
+    /// Header, configuration, return path, START sections in handler order (None: RAM's own). The status becomes active.
+    pub fn setup(&mut self, head: &[u8], sections: &[Option<&[u8]>]) -> Result<()> {
+        self.session.mark_setup_start();
+        let channel = self.channel.take().ok_or_else(|| Error::new(ErrorKind::InvalidState, "setup before connect"))?;
+        let (reader, writer) = channel.split();
+        let writer = writer.ok_or_else(|| Error::new(ErrorKind::BadUri, "this channel cannot be written to"))?;
+        if let Some(reader) = reader {
+            self.back = Some(ReturnPath::start(reader)?);
+        }
+        self.stream = Some(Stream::new(self.blocks.clone(), writer, self.control.parameters().max_bandwidth));
+        self.put(head)?;
+        if self.two_way {
+            let mut commands = Output::new();
+            commands.open_return_path();
+            self.put(commands.as_slice())?;
+            self.ping()?;
+        }
+        let mut saver = RamSaver::new(&self.blocks, self.options.dirty)?;
+        saver.start()?;
+        self.session.set_dirty_log(saver.log_name());
+        self.session.counters.total.set(saver.total_bytes());
+        self.convergence = Convergence::new(saver.total_bytes());
+        self.saver = Some(saver);
+        self.synced(0);
+        for section in sections {
+            match section {
+                Some(bytes) => self.put(bytes)?,
+                None => self.ram_section(SectionKind::Start, |outgoing| {
+                    let (saver, stream) = outgoing.parts()?;
+                    saver.put_block_list(stream)
+                })?,
+            }
+        }
+        self.flush()?;
+        self.session.mark_setup_end();
+        self.rates.evaluated = Instant::now();
+        // A cancel may have come first: then the next step finds it.
+        self.session.transition(Status::Setup, Status::Active);
+        Ok(())
+    }
+
+    /// RAM rounds until the machine should be stopped; with `pending` bytes in other live handlers, one turn.
+    pub fn run(&mut self, pending: u64) -> Result<Step> {
+        loop {
+            self.check()?;
+            let bandwidth = self.control.parameters().max_bandwidth;
+            self.parts()?.1.set_bandwidth(bandwidth);
+            if self.parts()?.0.remaining_bytes() > 0 {
+                let deadline = (pending > 0).then(|| Instant::now() + SHARED_TURN);
+                self.ram_pass(SectionKind::Part, true, deadline)?;
+            }
+            self.window()?;
+            let (saver, stream) = self.parts()?;
+            if stream.rate().exceeded() {
+                stream.flush()?;
+                let cancel = self.session.cancel.clone();
+                self.parts()?.1.rate().wait(&cancel);
+                self.window()?;
+            } else if saver.remaining_bytes() == 0 {
+                let newly = saver.sync()?;
+                let remaining = saver.remaining_bytes();
+                self.synced(newly);
+                let ceiling = self.ceiling();
+                let left = remaining.saturating_add(pending);
+                if self.convergence.judge(left, ceiling) == Verdict::Switch {
+                    return Ok(Step::Switchover);
+                }
+            }
+            if pending > 0 {
+                self.flush()?;
+                return Ok(Step::Iterate);
+            }
+        }
+    }
+
+    /// Complete sections of other live handlers.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.check()?;
+        self.put(bytes)?;
+        self.flush()
+    }
+
+    /// The machine is stopped: the last pass, `full`, the fence, the commit, `tail` and the destination's last word.
+    pub fn finish(&mut self, ends: &[Option<&[u8]>], full: &[u8], tail: &[u8]) -> Result<()> {
+        self.check()?;
+        let begun = Instant::now();
+        self.parts()?.1.set_bandwidth(0);
+        let newly = self.parts()?.0.sync()?;
+        self.synced(newly);
+        self.note(Phase::Sync, begun);
+        let begun = Instant::now();
+        self.precopy_bytes = Some(self.parts()?.1.sent());
+        if self.options.switchover_start {
+            let mut command = Output::new();
+            command.switchover_start();
+            self.put(command.as_slice())?;
+        }
+        for end in ends {
+            match end {
+                Some(bytes) => self.put(bytes)?,
+                None => _ = self.ram_pass(SectionKind::End, false, None)?,
+            }
+        }
+        self.put(full)?;
+        self.note(Phase::Pages, begun);
+        let begun = Instant::now();
+        self.fence()?;
+        let done = if self.commits_after_finish { self.end_file(tail) } else { self.end_channel(tail) };
+        self.note(Phase::Switchover, begun);
+        done
+    }
+
+    /// Close channels, stop dirty logging. Idempotent.
+    pub fn close(&mut self) {
+        self.session.cancel.set();
+        self.stream = None;
+        self.channel = None;
+        if let Some(mut back) = self.back.take() {
+            back.join();
+        }
+        if let Some(mut saver) = self.saver.take() {
+            saver.stop();
+        }
+    }
+
+    fn note(&self, phase: Phase, begun: Instant) {
+        self.control.note_time(phase, u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+        let sent = self.stream.as_ref().map_or(0, Stream::sent);
+        self.session.counters.transferred.set(sent);
+        self.session.counters.downtime_bytes.set(sent - self.precopy_bytes.unwrap_or(sent));
+    }
+
+    /// The destination holds everything that was sent, and nothing has changed since.
+    fn fence(&mut self) -> Result<()> {
+        for late in 0..=LATE_PASSES {
+            if self.two_way {
+                let token = self.ping()?;
+                let deadline = Instant::now() + FENCE_DEADLINE;
+                if let Some(back) = &self.back {
+                    back.wait_pong(token, deadline).map_err(|e| self.blame(e))?;
+                }
+            } else {
+                self.flush()?;
+            }
+            let newly = self.parts()?.0.sync()?;
+            if newly == 0 {
+                return Ok(());
+            }
+            if late < LATE_PASSES {
+                self.ram_pass(SectionKind::Part, false, None)?;
+            }
+        }
+        let names = self.parts()?.0.name_dirty(8);
+        Err(Error::new(
+            ErrorKind::WriterNotStopped,
+            format!("memory is still being written although the machine is stopped: {names}; stop() must quiesce vCPUs and device threads"),
+        ))
+    }
+
+    /// A channel with a reader at its end: commit, then EOF. From there on the machine may run there.
+    fn end_channel(&mut self, tail: &[u8]) -> Result<()> {
+        if !self.session.commit() {
+            return Err(self.why_not_committed());
+        }
+        self.after_commit(tail).map_err(|e| {
+            Error::new(
+                ErrorKind::OwnershipUnknown,
+                format!("{e}; this came after the commit: look whether the destination runs the machine before you say `cont` here"),
+            )
+        })
+    }
+
+    fn after_commit(&mut self, tail: &[u8]) -> Result<()> {
+        self.put(tail)?;
+        self.parts()?.1.finish()?;
+        let Some(back) = &self.back else { return Ok(()) };
+        match back.wait_shut(Instant::now() + FENCE_DEADLINE)? {
+            Some(0) => Ok(()),
+            Some(status) => Err(Error::new(ErrorKind::ReturnPath, format!("the destination reported failure (status {status})"))),
+            None if self.options.format == Format::V2_9 => Ok(()),
+            None => Err(Error::new(ErrorKind::Closed, "the channel ended before the destination's last word (SHUT)")),
+        }
+    }
+
+    /// A file: nobody runs from it until it is whole, so the commit comes last.
+    fn end_file(&mut self, tail: &[u8]) -> Result<()> {
+        self.put(tail)?;
+        self.parts()?.1.finish()?;
+        if self.session.commit() { Ok(()) } else { Err(self.why_not_committed()) }
+    }
+
+    fn why_not_committed(&self) -> Error {
+        self.session.error().unwrap_or_else(|| Error::new(ErrorKind::Cancelled, "cancelled"))
+    }
+
+    /// RAM records as one section: a pass, or a turn of it.
+    fn ram_pass(&mut self, kind: SectionKind, limited: bool, deadline: Option<Instant>) -> Result<Turn> {
+        let session = Arc::clone(&self.session);
+        self.ram_section(kind, |outgoing| {
+            let (saver, stream) = outgoing.parts()?;
+            let turn = saver.send_dirty(stream, &session.counters, limited, deadline)?;
+            stream.put(&RAM_EOS.to_be_bytes())?;
+            Ok(turn)
+        })
+    }
+
+    fn ram_section<T>(&mut self, kind: SectionKind, payload: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let id = self.options.section_id;
+        let mut head = Output::new();
+        match kind {
+            SectionKind::Start => head.section_start(id, b"ram", 0, 4),
+            SectionKind::Part => head.section_part(id),
+            _ => head.section_end(id),
+        }
+        self.put(head.as_slice())?;
+        let done = payload(self).map_err(|e| self.blame(e))?;
+        if self.options.footers {
+            let mut footer = Output::new();
+            footer.footer(id);
+            self.put(footer.as_slice())?;
+        }
+        Ok(done)
+    }
+
+    /// A sync is over: count it, tell clients, and evaluate the dirty rate once a second.
+    fn synced(&mut self, newly: u64) {
+        let counters = &self.session.counters;
+        self.rates.dirtied += newly;
+        let elapsed = self.rates.evaluated.elapsed();
+        if elapsed >= RATE_PERIOD {
+            counters.dirty_pages_rate.set(per_second(self.rates.dirtied, elapsed));
+            self.rates.dirtied = 0;
+            self.rates.evaluated = Instant::now();
+        }
+        counters.dirty_sync_count.add(1);
+        self.session.migration_pass(counters.dirty_sync_count.get());
+    }
+
+    /// At the end of a bandwidth window: throughput, pages per second, expected downtime.
+    fn window(&mut self) -> Result<()> {
+        let (saver, stream) = self.parts()?;
+        let remaining = saver.remaining_bytes();
+        let pages = saver.pages_sent();
+        let sent = stream.sent();
+        let window = stream.rate().window_elapsed();
+        let counters = &self.session.counters;
+        counters.transferred.set(sent);
+        counters.precopy_bytes.set(sent);
+        let Some((bytes, elapsed)) = window else { return Ok(()) };
+        self.rates.bytes_per_ms = per_ms(bytes, elapsed);
+        counters.mbps.set(self.rates.bytes_per_ms * 8.0 / 1000.0);
+        counters.pages_per_second.set(per_second(pages - self.rates.pages_sent, elapsed));
+        self.rates.pages_sent = pages;
+        if self.rates.bytes_per_ms > 0.0 {
+            counters.expected_downtime.set(whole(to_f64(remaining) / self.rates.bytes_per_ms));
+        }
+        Ok(())
+    }
+
+    /// Bytes that fit into the downtime limit.
+    fn ceiling(&mut self) -> u64 {
+        let parameters = self.control.parameters();
+        let bytes_per_ms = if parameters.avail_switchover_bandwidth > 0 {
+            to_f64(parameters.avail_switchover_bandwidth / 1000)
+        } else if self.rates.bytes_per_ms > 0.0 {
+            self.rates.bytes_per_ms
+        } else {
+            // No window is over yet: the average so far.
+            let sent = self.stream.as_ref().map_or(0, Stream::sent);
+            per_ms(sent, self.rates.evaluated.elapsed())
+        };
+        whole(bytes_per_ms * to_f64(parameters.downtime_limit))
+    }
+
+    fn ping(&mut self) -> Result<u32> {
+        self.pings += 1;
+        let mut ping = Output::new();
+        ping.ping(self.pings);
+        self.put(ping.as_slice())?;
+        self.flush()?;
+        Ok(self.pings)
+    }
+
+    /// A failed write is the destination's doing more often than the network's: prefer what it said.
+    fn blame(&self, error: Error) -> Error {
+        if self.session.cancel.is_set() {
+            return self.why_not_committed();
+        }
+        match (&error.kind, self.back.as_ref().and_then(ReturnPath::failure)) {
+            (ErrorKind::Io | ErrorKind::Closed, Some(theirs)) => theirs,
+            _ => error,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.session.cancel.is_set() {
+            return Err(self.why_not_committed());
+        }
+        self.back.as_ref().and_then(ReturnPath::failure).map_or(Ok(()), Err)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.parts_stream()?.put(bytes).map_err(|e| self.blame(e))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.parts_stream()?.flush().map_err(|e| self.blame(e))
+    }
+
+    fn parts_stream(&mut self) -> Result<&mut Stream> {
+        self.stream.as_mut().ok_or_else(not_set_up)
+    }
+
+    fn parts(&mut self) -> Result<(&mut RamSaver, &mut Stream)> {
+        match (&mut self.saver, &mut self.stream) {
+            (Some(saver), Some(stream)) => Ok((saver, stream)),
+            _ => Err(not_set_up()),
+        }
+    }
+}
+
+fn per_ms(bytes: u64, elapsed: Duration) -> f64 {
+    to_f64(bytes) / (elapsed.as_secs_f64() * 1000.0).max(0.001)
+}
+
+fn per_second(count: u64, elapsed: Duration) -> u64 {
+    whole(to_f64(count) / elapsed.as_secs_f64().max(1e-6))
+}
+
+#[allow(clippy::cast_precision_loss)] // an estimate
+fn to_f64(value: u64) -> f64 {
+    value as f64
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates, and is never negative
+fn whole(value: f64) -> u64 {
+    value as u64
+}
+
+fn not_set_up() -> Error {
+    Error::new(ErrorKind::InvalidState, "the migration is not set up, or closed")
+}

@@ -1,0 +1,228 @@
+//! The RAM handler of the source: which pages are dirty, which is next, and its record.
+//!
+//! A page's dirty bit is cleared before its content is looked at, so a write that comes later marks it again (spec/stream 4.5).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::stream::Stream;
+use crate::control::Counters;
+use crate::ram::dirty::{self, DirtyLog, DirtyMode};
+use crate::ram::{Bitmap, Block};
+use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE, RAM_CONTINUE, RAM_EOS, RAM_MEM_SIZE, RAM_PAGE, RAM_ZERO};
+use crate::{Error, ErrorKind, Result};
+
+/// One block on its way.
+#[derive(Debug)]
+struct Area {
+    block: Arc<Block>,
+    log: Box<dyn DirtyLog>,
+    dirty: Bitmap,
+    /// Pages that are zero without a look: certain only until the first pass is over.
+    untouched: Option<Bitmap>,
+    name: Vec<u8>,
+}
+
+/// The dirty pages of all blocks and the place of the search.
+#[derive(Debug)]
+pub struct RamSaver {
+    areas: Vec<Area>,
+    next_area: usize,
+    next_page: usize,
+    /// Block of the last record written; a record of the same block leaves its name out.
+    last_sent: Option<usize>,
+    dirty_pages: u64,
+    duplicate: u64,
+    normal: u64,
+}
+
+/// How a call of `send_dirty` ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// No dirty page is left in the bitmaps.
+    Clean,
+    /// The rate limit or the deadline came first.
+    Interrupted,
+}
+
+impl RamSaver {
+    /// Open a dirty log for each block (in migration order); nothing is armed yet.
+    pub fn new(blocks: &[Arc<Block>], mode: DirtyMode) -> Result<Self> {
+        let areas = blocks
+            .iter()
+            .map(|block| {
+                let mut name = vec![
+                    u8::try_from(block.name().len()).map_err(|_| Error::new(ErrorKind::BadBlock, "a block name has at most 255 bytes"))?,
+                ];
+                name.extend_from_slice(block.name().as_bytes());
+                Ok(Area {
+                    block: Arc::clone(block),
+                    log: dirty::open(block, mode)?,
+                    dirty: Bitmap::new(block.pages()),
+                    untouched: None,
+                    name,
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { areas, next_area: 0, next_page: 0, last_sent: None, dirty_pages: 0, duplicate: 0, normal: 0 })
+    }
+
+    /// Arm the logs and mark every page dirty. Memory that the log knows to be untouched needs no look.
+    pub fn start(&mut self) -> Result<()> {
+        self.dirty_pages = 0;
+        for area in &mut self.areas {
+            let pages = area.dirty.len();
+            let mut untouched = Bitmap::new(pages);
+            area.log.start(&mut untouched)?;
+            area.untouched = Some(untouched);
+            area.dirty.set_range(0..pages);
+            self.dirty_pages += pages as u64;
+        }
+        Ok(())
+    }
+
+    /// Stop logging. Idempotent.
+    pub fn stop(&mut self) {
+        for area in &mut self.areas {
+            area.log.stop();
+            area.block.keep_dirty(std::mem::replace(&mut area.dirty, Bitmap::new(0)));
+        }
+        self.areas.clear();
+        self.dirty_pages = 0;
+    }
+
+    /// `wp-async` if the kernel watches every block, else `explicit`.
+    pub fn log_name(&self) -> &'static str {
+        self.areas.iter().map(|area| area.log.kind().name()).max_by_key(|name| *name == "explicit").unwrap_or("explicit")
+    }
+
+    /// Bytes of all blocks.
+    pub fn total_bytes(&self) -> u64 {
+        self.areas.iter().map(|area| area.block.used_length()).sum()
+    }
+
+    /// Bytes still to be sent as far as the bitmaps know.
+    pub fn remaining_bytes(&self) -> u64 {
+        self.dirty_pages * PAGE_SIZE
+    }
+
+    /// Page records written so far.
+    pub fn pages_sent(&self) -> u64 {
+        self.duplicate + self.normal
+    }
+
+    /// Move what the logs have seen into the bitmaps; returns the pages newly dirty.
+    pub fn sync(&mut self) -> Result<u64> {
+        // A page that was untouched and is written now would be in the bitmap already: only a look can tell from here on.
+        self.end_pass();
+        let mut newly = 0;
+        for area in &mut self.areas {
+            newly += area.log.sync(&mut area.dirty)?;
+        }
+        self.dirty_pages += newly;
+        Ok(newly)
+    }
+
+    /// The payload of the START section: the block list.
+    pub fn put_block_list(&self, stream: &mut Stream) -> Result<()> {
+        stream.put(&(self.total_bytes() | RAM_MEM_SIZE).to_be_bytes())?;
+        for area in &self.areas {
+            stream.put(&area.name)?;
+            stream.put(&area.block.used_length().to_be_bytes())?;
+        }
+        stream.put(&RAM_EOS.to_be_bytes())
+    }
+
+    /// Send dirty pages from where the last call stopped, until none is left, the rate limit is reached (if `limited`) or `deadline` passes.
+    pub fn send_dirty(&mut self, stream: &mut Stream, counters: &Counters, limited: bool, deadline: Option<Instant>) -> Result<Turn> {
+        let mut since_look = 0_u32;
+        while self.dirty_pages > 0 {
+            let Some(page) = self.areas[self.next_area].dirty.next_set(self.next_page) else {
+                self.next_page = 0;
+                self.next_area += 1;
+                if self.next_area == self.areas.len() {
+                    self.next_area = 0;
+                    self.end_pass();
+                }
+                continue;
+            };
+            self.next_page = page + 1;
+            self.send_page(stream, page)?;
+            since_look += 1;
+            if since_look == 64 {
+                since_look = 0;
+                self.publish(counters);
+                if deadline.is_some_and(|limit| Instant::now() >= limit) {
+                    return Ok(Turn::Interrupted);
+                }
+            }
+            if limited && stream.rate().exceeded() {
+                self.publish(counters);
+                return Ok(Turn::Interrupted);
+            }
+        }
+        self.end_pass();
+        self.publish(counters);
+        Ok(Turn::Clean)
+    }
+
+    /// The dirty pages by name, for an error; at most `most` ranges.
+    pub fn name_dirty(&self, most: usize) -> String {
+        let mut ranges: Vec<String> = Vec::new();
+        for area in &self.areas {
+            for run in area.dirty.runs() {
+                if ranges.len() == most {
+                    ranges.push("...".into());
+                    return ranges.join(", ");
+                }
+                ranges.push(format!("{} {:#x}+{:#x}", area.block.name(), run.start * PAGE_BYTES, run.len() * PAGE_BYTES));
+            }
+        }
+        ranges.join(", ")
+    }
+
+    fn send_page(&mut self, stream: &mut Stream, page: usize) -> Result<()> {
+        let at = self.next_area;
+        let area = &mut self.areas[at];
+        area.dirty.clear(page);
+        self.dirty_pages -= 1;
+        let offset = page as u64 * PAGE_SIZE;
+        let zero = area.untouched.as_ref().is_some_and(|known| known.get(page)) || area.block.is_zero(offset, PAGE_BYTES)?;
+        let again = self.last_sent == Some(at);
+        let word = offset | if zero { RAM_ZERO } else { RAM_PAGE } | if again { RAM_CONTINUE } else { 0 };
+        if again {
+            // The common record in one piece.
+            if zero {
+                let mut record = [0; 9];
+                record[..8].copy_from_slice(&word.to_be_bytes());
+                self.duplicate += 1;
+                return stream.put(&record);
+            }
+            stream.put(&word.to_be_bytes())?;
+        } else {
+            stream.put(&word.to_be_bytes())?;
+            stream.put(&area.name)?;
+            self.last_sent = Some(at);
+        }
+        if zero {
+            self.duplicate += 1;
+            stream.put(&[0])
+        } else {
+            self.normal += 1;
+            stream.put_page(at, offset, PAGE_BYTES)
+        }
+    }
+
+    /// Every page has been sent once: from now on only a look tells what is zero.
+    fn end_pass(&mut self) {
+        for area in &mut self.areas {
+            area.untouched = None;
+        }
+    }
+
+    fn publish(&self, counters: &Counters) {
+        counters.remaining.set(self.remaining_bytes());
+        counters.duplicate.set(self.duplicate);
+        counters.normal.set(self.normal);
+    }
+}

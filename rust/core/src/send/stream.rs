@@ -1,0 +1,73 @@
+//! The main channel of the source while it is written: batch, rate limit and byte count in one hand.
+
+use std::sync::Arc;
+
+use super::batch::Batch;
+use crate::Result;
+use crate::channel::{RateLimit, WriteHalf};
+use crate::ram::Block;
+
+/// Where everything that the source sends goes through, in order.
+#[derive(Debug)]
+pub struct Stream {
+    blocks: Vec<Arc<Block>>,
+    batch: Batch,
+    writer: WriteHalf,
+    rate: RateLimit,
+    sent: u64,
+}
+
+impl Stream {
+    /// A stream over `writer`; `blocks` is what page records' block indices mean.
+    pub fn new(blocks: Vec<Arc<Block>>, writer: WriteHalf, bandwidth: u64) -> Self {
+        let mut stream = Self { blocks, batch: Batch::new(), writer, rate: RateLimit::new(bandwidth), sent: 0 };
+        stream.set_bandwidth(bandwidth);
+        stream
+    }
+
+    /// Bytes handed to the stream so far.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// The rate limit, for its window and its waits.
+    pub fn rate(&self) -> &RateLimit {
+        &self.rate
+    }
+
+    /// Bytes a second from now on; 0 is unlimited.
+    pub fn set_bandwidth(&mut self, bandwidth: u64) {
+        self.rate.set_bandwidth(bandwidth);
+        // A slow channel is fed in pieces of a hundredth of a second, so that the rate is even and a cancel is quick.
+        self.batch.set_max_bytes(if bandwidth == 0 { u64::MAX } else { bandwidth / 100 });
+    }
+
+    /// Append stream bytes.
+    pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.batch.put(bytes);
+        self.count(bytes.len() as u64)
+    }
+
+    /// Append the `len` bytes of guest memory at `offset` of block number `block`.
+    pub fn put_page(&mut self, block: usize, offset: u64, len: usize) -> Result<()> {
+        self.batch.page(block, offset, len);
+        self.count(len as u64)
+    }
+
+    /// Write what is pending.
+    pub fn flush(&mut self) -> Result<()> {
+        self.batch.flush(&self.blocks, &mut self.writer)
+    }
+
+    /// Flush and let the transport finish: the child's exit status, the file's fsync.
+    pub fn finish(&mut self) -> Result<()> {
+        self.flush()?;
+        self.writer.finish()
+    }
+
+    fn count(&mut self, bytes: u64) -> Result<()> {
+        self.sent += bytes;
+        self.rate.account(bytes);
+        if self.batch.full() { self.flush() } else { Ok(()) }
+    }
+}
