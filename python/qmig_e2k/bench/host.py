@@ -1,0 +1,59 @@
+"""The machine that a figure was measured on, and how it is warmed up."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from qmig_e2k._core import __version__
+
+
+def warm(gib: int = 4) -> None:
+    """Touch and free `gib` GiB, so that the host has the memory at hand when the first run wants it."""
+    chunk = b"\1" * (1 << 20)
+    with mmap.mmap(-1, gib << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        for at in range(0, gib << 30, 1 << 20):
+            memory[at : at + (1 << 20)] = chunk
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid: int) -> dict[str, int]:
+    """`VmHWM`, `RssAnon`, `RssFile`, `RssShmem`, ... of a process, in bytes."""
+    found: dict[str, int] = {}
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if value.endswith(" kB"):
+            found[name] = int(value.split()[0]) << 10
+    return found
+
+
+def qemu() -> str | None:
+    """Path of the reference, if one is on PATH."""
+    return shutil.which("qemu-system-x86_64")
+
+
+def facts() -> dict[str, Any]:
+    """The `host` member of every record (contract section 2)."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    model = next((line.split(":", 1)[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), platform.machine())
+    thp = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    versions = {"qmig_e2k": __version__, "python": platform.python_version()}
+    if (path := qemu()) is not None:
+        versions["qemu"] = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "thp": thp.read_text().strip() if thp.exists() else "absent",
+        "versions": versions,
+    }
