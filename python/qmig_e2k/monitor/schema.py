@@ -6,8 +6,7 @@ refused (spec/control-plane 7.2). Names are case sensitive and `-` is not `_`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 __all__ = [
     "ANYTHING",
@@ -122,7 +121,7 @@ class Struct(Kind):
     """An object with these members; those in `optional` may be absent, others only present if `anything` may."""
 
     members: Mapping[str, Kind]
-    optional: Mapping[str, Kind] = MappingProxyType({})
+    optional: Mapping[str, Kind] = field(default_factory=dict)
     anything: bool = False
 
     def check(self, value: object, name: str = "") -> None:
