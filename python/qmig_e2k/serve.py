@@ -29,10 +29,6 @@ __all__ = ["Options", "serve"]
 
 log = logging.getLogger(__name__)
 
-_EXIT_DEADLINE = 10.0
-"""Seconds from `quit` or SIGTERM after which the process ends even if its interpreter is stuck."""
-
-
 @dataclass(slots=True)
 class Options:
     """The command line of `serve`, parsed (contract section 1)."""
@@ -121,9 +117,8 @@ def serve(options: Options) -> None:
         for block in blocks:
             vm.add_ram(block.name, buffer=block)
         server = QmpServer(vm.machine, guest=guest)
-        # before any other thread exists: signals are the core's
+        # before any other thread exists; from here on signals and `quit` end the process even if the interpreter is stuck
         server.monitor.handle_signals()
-        server.monitor.arm_exit(_EXIT_DEADLINE)
         cleanup.callback(server.close)
         cleanup.callback(guest.stop)
         cleanup.callback(vm.close)

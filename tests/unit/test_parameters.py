@@ -51,7 +51,12 @@ def test_defaults_are_those_of_qemu_7_2():
 @pytest.mark.parametrize("name", INTEGERS)
 def test_integer_limits(name):
     parameter = PARAMETERS[name]
-    for value, good in ((parameter.low, True), (parameter.high, True), (parameter.low - 1, False), (parameter.high + 1, False)):
+    for value, good in (
+        (parameter.low, True),
+        (parameter.high, True),
+        (parameter.low - 1, False),
+        (parameter.high + 1, False),
+    ):
         params = Parameters()
         changes = {name: value}
         if name == "max-cpu-throttle":
@@ -113,7 +118,9 @@ def test_old_spelling():
     assert params["multifd-channels"] == 4
 
 
-@pytest.mark.parametrize(("text", "size"), [("128", 128 << 20), ("1G", 1 << 30), ("4k", 4096), ("7B", 7), (" 2M ", 2 << 20)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("128", 128 << 20), ("1G", 1 << 30), ("4k", 4096), ("7B", 7), (" 2M ", 2 << 20)]
+)
 def test_sizes(text, size):
     assert parse_size(text, "M") == size
 

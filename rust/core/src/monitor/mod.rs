@@ -58,6 +58,8 @@ struct Core {
     wakes: Mutex<Vec<Wake>>,
     paths: Mutex<Vec<Weak<SocketPath>>>,
     clients: AtomicU64,
+    /// `handle_signals` was called: the process is ours, so `quit` ends it even if nobody takes the command.
+    owns_process: AtomicBool,
 }
 
 impl Core {
@@ -73,8 +75,11 @@ impl Core {
         self.clients.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    fn dispatch(&self, listener: Weak<Listener>, client: u64, request: Request) {
+    fn dispatch(self: &Arc<Self>, listener: Weak<Listener>, client: u64, request: Request) {
         let Request { name, arguments, id, .. } = request;
+        if name == "quit" && self.owns_process.load(Ordering::Acquire) {
+            self.watch_exit(SIGNAL_GRACE);
+        }
         self.enqueue(Command { name, arguments, client, id, listener, answered: AtomicBool::new(false) });
     }
 
@@ -82,6 +87,14 @@ impl Core {
         self.queue().commands.push_back(command);
         // All: those who watch over the exit wait here too.
         self.changed.notify_all();
+    }
+
+    /// `exit_after` in a thread of its own; at once if there can be none.
+    fn watch_exit(self: &Arc<Self>, grace: Duration) {
+        let core = self.clone();
+        if Builder::new().name("qmig-exit".into()).spawn(move || core.exit_after(grace)).is_err() {
+            signal::exit_now(0);
+        }
     }
 
     /// Ends the process unless the monitor is closed within `grace`.
@@ -119,6 +132,7 @@ impl Monitor {
             wakes: Mutex::default(),
             paths: Mutex::default(),
             clients: AtomicU64::new(0),
+            owns_process: AtomicBool::new(false),
         };
         Self { core: Arc::new(core), threads: Mutex::default() }
     }
@@ -172,21 +186,19 @@ impl Monitor {
     }
 
     /// Masks SIGTERM, SIGINT and SIGHUP in this thread and those it starts later. Each becomes a `quit` command, and the process
-    /// ends `SIGNAL_GRACE` later at most; once the monitor is closed, at once.
+    /// ends `SIGNAL_GRACE` later at most; once the monitor is closed, at once. From now on `quit` of a client has that limit, too.
     pub fn handle_signals(&self) -> Result<()> {
         const SIGNALS: &[i32] = &[signal::SIGTERM, signal::SIGINT, signal::SIGHUP];
         let failed = |e| Error::io("signals cannot be handled", e);
         signal::block(SIGNALS).map_err(failed)?;
         let descriptor = signal::descriptor(SIGNALS).map_err(failed)?;
+        self.core.owns_process.store(true, Ordering::Release);
         let core = Arc::downgrade(&self.core);
         let work = move || {
             while signal::take(&descriptor).is_ok() {
                 let Some(core) = core.upgrade().filter(|core| !core.is_closed()) else { signal::exit_now(0) };
                 core.enqueue(Command::quit());
-                let watch = Builder::new().name("qmig-exit".into()).spawn(move || core.exit_after(SIGNAL_GRACE));
-                if watch.is_err() {
-                    signal::exit_now(0);
-                }
+                core.watch_exit(SIGNAL_GRACE);
             }
         };
         // Not joined by close(): it watches until the process has ended.
