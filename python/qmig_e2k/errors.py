@@ -5,8 +5,8 @@ Exception tree (both classes live in the core, so one `except` catches either or
     MigrationError      a migration that failed or a call it refused
     └── StreamError     a stream that was refused, with the place in it
 
-Attributes: `kind` (stable name, listed in the core's error module), `offset` (first byte of the refused element, or None),
-`path` (place inside the stream's structure) and `message` (the sentence alone). `str(error)` says all of it.
+Attributes: `kind` (stable name, listed in the core's error module), `offset` (first byte of the refused element, or
+None), `path` (place inside the stream's structure) and `message` (the sentence alone). `str(error)` says all of it.
 """
 
 from qmig_e2k._core import MigrationError, StreamError

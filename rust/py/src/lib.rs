@@ -1,6 +1,7 @@
 //! `qmig_e2k._core`: the Python door. Signatures and conversions only; what happens is in qmig-core.
 //!
 //! All classes are frozen, all blocking calls detach from the interpreter, and no thread of the core ever attaches to it.
+#![allow(clippy::needless_pass_by_value)] // PyO3 hands arguments over by value
 
 mod block;
 mod control;
