@@ -2,5 +2,6 @@
 
 from qmig_e2k._core import Block as RamBlock
 from qmig_e2k._core import MigrationError, StreamError, __version__
+from qmig_e2k.vm import Vm
 
-__all__ = ["MigrationError", "RamBlock", "StreamError", "__version__"]
+__all__ = ["MigrationError", "RamBlock", "StreamError", "Vm", "__version__"]

@@ -213,9 +213,10 @@ class Outgoing:
         format: Literal["2.9", "7.2", "10.0"] = "7.2",
         section_id: int = 2,
         footers: bool = True,
+        switchover_start: bool | None = None,
         dirty_log: Literal["auto", "explicit"] = "auto",
     ) -> Self:
-        """`section_id` is that of the `ram` section."""
+        """`section_id` is that of the `ram` section; `switchover_start` None: as the format has it."""
     def connect(self, uri: str, fd: int | None = None) -> None:
         """Open the channel; may block for sockets. `fd` (owned from here on) belongs to `fd:` URIs. Cancellable."""
     @property

@@ -124,6 +124,7 @@ class _Source:
                 format=profile.format,
                 section_id=saving.ram_section_id,
                 footers=profile.footers,
+                switchover_start=profile.switchover_start,
             )
         except BaseException:
             if fd is not None:
