@@ -237,10 +237,13 @@ class Outgoing:
 
 @final
 class SectionEvent:
-    """One thing for Python to do. `type`: "configuration", "start", "part", "end", "full", "eof"."""
+    """One thing for Python to do. `type`: "configuration", "start", "part", "end", "full", "fence", "eof".
+
+    "fence": the source asks whether all is well, and may give the machine away when the following next() answers.
+    """
 
     @property
-    def type(self) -> Literal["configuration", "start", "part", "end", "full", "eof"]: ...
+    def type(self) -> Literal["configuration", "start", "part", "end", "full", "fence", "eof"]: ...
     @property
     def offset(self) -> int: ...
     @property
@@ -254,6 +257,9 @@ class SectionEvent:
     @property
     def machine(self) -> str:
         """configuration: machine type name."""
+    @property
+    def page_bits(self) -> int | None:
+        """configuration: log2 of the page size, None if the stream does not say it."""
     @property
     def capabilities(self) -> list[str]:
         """configuration: names of `configuration/capabilities`."""

@@ -29,6 +29,7 @@ __all__ = ["Options", "serve"]
 
 log = logging.getLogger(__name__)
 
+
 @dataclass(slots=True)
 class Options:
     """The command line of `serve`, parsed (contract section 1)."""
@@ -117,7 +118,7 @@ def serve(options: Options) -> None:
         for block in blocks:
             vm.add_ram(block.name, buffer=block)
         server = QmpServer(vm.machine, guest=guest)
-        # before any other thread exists; from here on signals and `quit` end the process even if the interpreter is stuck
+        # before any other thread exists; from here on signals and `quit` end even a stuck process
         server.monitor.handle_signals()
         cleanup.callback(server.close)
         cleanup.callback(guest.stop)

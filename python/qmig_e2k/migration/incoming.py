@@ -11,8 +11,8 @@ import logging
 import threading
 import time
 
-from qmig_e2k._core import Incoming, MigrationError
-from qmig_e2k.errors import migration_error
+from qmig_e2k._core import Incoming, MigrationError, SectionEvent
+from qmig_e2k.errors import migration_error, stream_error
 from qmig_e2k.migration.handle import Arrival
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.stream import Loading
@@ -21,6 +21,9 @@ from qmig_e2k.savevm import check_configuration
 __all__ = ["incoming"]
 
 log = logging.getLogger(__name__)
+
+_NO_ARRIVAL = frozenset({"debug", "inmigrate", "finish-migrate", "restore-vm", "save-vm"})
+"""Run states that a stream can name, but in which no machine can begin here."""
 
 
 def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
@@ -89,22 +92,35 @@ class _Destination:
         begun = 0
         while (event := self._source.next()).type != "eof":
             if event.type == "configuration":
-                check_configuration(
-                    machine.configuration(),
-                    event.machine,
-                    capabilities=event.capabilities,
-                    uuid=event.uuid,
-                    offset=event.offset,
-                )
-                continue
-            if event.type == "full":
-                begun = begun or time.perf_counter_ns()
-            with machine.lock:
-                loading.load(event, self._source.reader)
-            self._source.section_done()
-        loading.check_complete()
+                self._compare(event)
+            elif event.type == "fence":
+                self._check_complete(loading)
+            else:
+                if event.type == "full":
+                    begun = begun or time.perf_counter_ns()
+                with machine.lock:
+                    loading.load(event, self._source.reader)
+                self._source.section_done()
+        self._check_complete(loading)
         if begun:
             self._control.note_time("load", (time.perf_counter_ns() - begun) // 1000)
+
+    def _compare(self, event: SectionEvent) -> None:
+        check_configuration(
+            self._machine.configuration(),
+            event.machine,
+            capabilities=event.capabilities,
+            uuid=event.uuid,
+            page_bits=event.page_bits,
+            offset=event.offset,
+        )
+
+    def _check_complete(self, loading: Loading) -> None:
+        """Refuse now what could not run later: at a fence the source still has the machine."""
+        loading.check_complete()
+        state = self._machine.global_state.received
+        if state in _NO_ARRIVAL:
+            raise stream_error("device-state", f"a machine cannot arrive in run state {state!r}", path="globalstate/0")
 
     def _arrive(self) -> None:
         begun = time.perf_counter_ns()

@@ -28,6 +28,7 @@ pub struct SectionEvent {
     instance_id: u32,
     version_id: u32,
     machine: String,
+    page_bits: Option<u32>,
     capabilities: Vec<String>,
     uuid: Option<Vec<u8>>,
 }
@@ -42,6 +43,7 @@ impl SectionEvent {
             instance_id: 0,
             version_id: 0,
             machine: String::new(),
+            page_bits: None,
             capabilities: Vec::new(),
             uuid: None,
         }
@@ -86,7 +88,8 @@ impl Incoming {
     fn next(&self, py: Python<'_>) -> PyResult<SectionEvent> {
         let event = py.detach(|| self.inner.next()).map_err(|e| to_py(&e))?;
         Ok(match event {
-            Event::Configuration { offset, machine, capabilities, uuid, .. } => SectionEvent {
+            Event::Configuration { offset, machine, page_bits, capabilities, uuid } => SectionEvent {
+                page_bits,
                 machine: String::from_utf8_lossy(&machine).into_owned(),
                 capabilities,
                 uuid: uuid.map(Vec::from),
@@ -107,6 +110,7 @@ impl Incoming {
                     ..SectionEvent::empty(r#type, head.offset)
                 }
             }
+            Event::Command(_, offset) => SectionEvent::empty("fence", offset),
             _ => SectionEvent::empty("eof", 0),
         })
     }

@@ -17,6 +17,9 @@ use ram_loader::RamLoader;
 /// Bytes read ahead at most: fits the second-level cache, so that the copy into place reads warm memory.
 const BUFFER: usize = 256 << 10;
 
+/// The PING that follows OPEN_RETURN_PATH, when there is nothing to look at yet.
+const SETUP_PING: u32 = 1;
+
 /// The decoder of the main channel, shared with whoever reads a device payload.
 type Main = Mutex<Decoder<ReadHalf>>;
 
@@ -35,6 +38,8 @@ struct Link {
     main: Option<Arc<Main>>,
     writer: Option<WriteHalf>,
     return_path: bool,
+    /// The PING to answer when the caller comes back.
+    fence: Option<u32>,
 }
 
 impl Incoming {
@@ -65,15 +70,27 @@ impl Incoming {
         Ok(())
     }
 
-    /// Read up to the next thing that the caller must do: `Configuration`, `Section` or `Finished`.
+    /// Read up to the next thing that the caller must do: `Configuration`, `Section`, a fence or `Finished`.
+    ///
+    /// A fence is a PING after the first: once it is answered the source may give the machine away. So it is handed out as
+    /// `Command`, for the caller to see whether anything is missing, and answered by the call after.
     pub fn next(&self) -> Result<Event> {
+        let fence = self.link().fence.take();
+        if let Some(token) = fence {
+            self.answer(&ReturnMessage::Pong(token))?;
+        }
         let main = self.main()?;
         let mut decoder = lock(&main);
         let mut loader = lock(&self.loader);
         loop {
             match decoder.next(&mut *loader)? {
                 Event::RamSection { .. } | Event::End { .. } | Event::Description(_) => {}
-                Event::Command(command, offset) => self.obey(&command).map_err(|e| e.at(offset))?,
+                Event::Command(command, offset) => {
+                    self.obey(&command).map_err(|e| e.at(offset))?;
+                    if self.link().fence.is_some() {
+                        return Ok(Event::Command(command, offset));
+                    }
+                }
                 event => return Ok(event),
             }
         }
@@ -124,6 +141,10 @@ impl Incoming {
             Command::Ping(token) => {
                 if !self.link().return_path {
                     return Err(Error::new(ErrorKind::BadCommand, "PING without an open return path"));
+                }
+                if *token > SETUP_PING {
+                    self.link().fence = Some(*token);
+                    return Ok(());
                 }
                 self.answer(&ReturnMessage::Pong(*token))
             }
