@@ -36,3 +36,7 @@ pub use output::Output;
 pub use ram::PageCounts;
 pub use return_path::{ReturnMessage, bitmap_bytes, read_bitmap, write_bitmap};
 pub use sink::{BlockEntry, NullSink, PageSink, RecordingSink};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+mod tests;
