@@ -179,11 +179,9 @@ def fill(loader: Loader, container: Any, start: int, values: Any) -> Any:
         values = np.asarray(values)
         if not np.can_cast(values.dtype.newbyteorder("="), container.dtype, "safe"):
             raise Refusal(f"the destination's array of {container.dtype} cannot hold {values.dtype.newbyteorder('=')}")
-        loader.on_undo(_refill, container, container.copy())
-        if container.ndim == 1:
-            container[start : start + count] = values
-        else:
-            container.flat[start : start + count] = values
+        target = container if container.ndim == 1 else container.flat
+        loader.on_undo(target.__setitem__, slice(start, start + count), target[start : start + count].copy())
+        target[start : start + count] = values
     elif not isinstance(container, MutableSequence):
         return type(container)([*container[:start], *plain(values), *container[start + count :]])
     elif len(container) and isinstance(container[0], list):
@@ -192,10 +190,6 @@ def fill(loader: Loader, container: Any, start: int, values: Any) -> Any:
         loader.on_undo(container.__setitem__, slice(start, start + count), list(container[start : start + count]))
         container[start : start + count] = plain(values)
     return container
-
-
-def _refill(container: np.ndarray[Any, Any], old: np.ndarray[Any, Any]) -> None:
-    container[...] = old
 
 
 def _fill_rows(loader: Loader, rows: Any, start: int, values: list[Any]) -> None:

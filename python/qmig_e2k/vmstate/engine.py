@@ -12,7 +12,7 @@ from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from qmig_e2k.errors import MigrationError, StreamError
+from qmig_e2k.errors import MigrationError
 from qmig_e2k.vmstate.description import MISSING, Format, JsonObject, VMStateDescription, VMStateField
 from qmig_e2k.vmstate.refusal import Place, Refusal
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from qmig_e2k._core import Reader, Writer
 
 SUBSECTION = 0x05
+CHANNEL_KINDS = frozenset(["cancelled", "closed", "io", "timeout"])
+"""Failures of the channel, which say nothing about the device that was being read."""
 MAX_NESTING = 64
 """Descriptions inside descriptions: they are static and shallow, this only stops one that contains itself."""
 
@@ -80,7 +82,7 @@ def load(description: VMStateDescription, obj: Any, reader: Reader, version: int
     except Refusal as refusal:
         loader.undo()
         cause = refusal.__cause__
-        if isinstance(cause, MigrationError) and not isinstance(cause, StreamError):
+        if isinstance(cause, MigrationError) and refusal.kind in CHANNEL_KINDS:
             raise cause from None
         raise refusal.stream_error(path or description.name) from cause
     except BaseException:
@@ -111,6 +113,9 @@ class Saver:
         if self.depth >= MAX_NESTING:
             raise Refusal(f"{description.name}: nested more than {MAX_NESTING} deep")
         self.depth += 1
+        if description.pre_save is not None:
+            with Place():
+                check_hook(description.pre_save(obj), "pre_save")
         try:
             made = self._parts(description, obj, version, describe=describe)
         except BaseException:
@@ -127,9 +132,6 @@ class Saver:
     def _parts(
         self, description: VMStateDescription, obj: Any, version: int, *, describe: bool
     ) -> dict[str, Any] | None:
-        if description.pre_save is not None:
-            with Place():
-                check_hook(description.pre_save(obj), "pre_save")
         out: list[JsonObject] | None = [] if describe else None
         # 2.9 writes fields of any version, only a test can leave one out
         all_versions = self.format == "2.9"
