@@ -144,7 +144,7 @@ def devices(draw: st.DrawFn, name: str = "dev", depth: int = 2, fixed: bool = Fa
             source[label] = draw(st.lists(st.integers(0, 65535), max_size=5))
             source[f"{label}n"] = draw(st.integers(0, len(source[label])))
             source[label][source[f"{label}n"] :] = [0] * (len(source[label]) - source[f"{label}n"])
-            fields += [uint32(f"{label}n"), varray(label, uint16, f"{label}n", count_kind="uint32")]
+            fields += [uint32(f"{label}n"), varray(label, uint16, f"{label}n")]
         elif family == "vbuffer":
             source[label] = draw(st.binary(max_size=8))
             source[f"{label}n"] = len(source[label])
@@ -155,7 +155,8 @@ def devices(draw: st.DrawFn, name: str = "dev", depth: int = 2, fixed: bool = Fa
             source[label] = draw(st.lists(st.integers(0, (1 << 64) - 1), min_size=words, max_size=words))
             fields += [int32(f"{label}n"), bitmap(label, f"{label}n")]
         else:
-            nested = draw(devices(f"{label}s", depth - 1, fixed or family == "structs"))
+            # names on one path are no prefixes of each other, or subsections go to the wrong owner (stream.md 3.6)
+            nested = draw(devices(f"{depth}{label}", depth - 1, fixed or family == "structs"))
             others = [copy.deepcopy(nested.source) for _ in range(draw(st.integers(0, 3)))]
             if family == "struct":
                 source[label] = nested.source

@@ -72,7 +72,7 @@ CONFIGURATION_STATE = VMStateDescription(
             "configuration/capabilities",
             fields=[
                 uint32("caps_count"),
-                varray("capabilities", capability, "caps_count", count_kind="uint32", alloc=True),
+                varray("capabilities", capability, "caps_count", alloc=True),
             ],
             needed=lambda config: config.caps_count > 0,
         ),

@@ -20,22 +20,25 @@ if TYPE_CHECKING:
     from qmig_e2k.vmstate.engine import Loader, Saver
 
 MAX_ALLOCATION = 1 << 30
-"""Largest array in bytes that a count from the wire may make us allocate."""
+"""Largest buffer or numpy array in bytes that a count from the wire may make us allocate."""
 
-_COUNT_LIMITS = {"uint8": 0xFF, "uint16": 0xFFFF, "int32": 0x7FFF_FFFF, "uint32": 0x7FFF_FFFF}
+MAX_LIST = 1 << 24
+"""Most numbers in a list that a count may make us allocate: each takes far more memory than on the wire."""
+
+MAX_COUNT = 0x7FFF_FFFF
+"""Peers compute every count and size as int32."""
 
 
 class Count:
-    """Number of elements: a constant, or another member that travels before the array.
+    """Number of elements or bytes: a constant, or another member that travels before the field.
 
-    Peers read every count as int32; a negative or larger one is refused here.
+    Negative counts and those that do not fit in int32 are refused, whatever the member's kind.
     """
 
-    __slots__ = ("_member", "_times", "constant", "limit")
+    __slots__ = ("_member", "_times", "constant")
 
-    def __init__(self, count: int | str, *, kind: str = "int32", times: int = 1) -> None:
+    def __init__(self, count: int | str, *, times: int = 1) -> None:
         self.constant = isinstance(count, int)
-        self.limit = _COUNT_LIMITS[kind]
         self._member = _Member(count) if isinstance(count, str) else count
         self._times = times
 
@@ -43,10 +46,10 @@ class Count:
         """The number for `obj`."""
         if isinstance(self._member, int):
             return self._member * self._times
-        count = int(self._member.get(obj)) * self._times
-        if not 0 <= count <= self.limit:
-            raise Refusal(f"{self._member.name} gives {count} elements, 0 to {self.limit} are possible")
-        return count
+        count = int(self._member.get(obj))
+        if not 0 <= count <= MAX_COUNT // self._times:
+            raise Refusal(f"{self._member.name} is {count}, 0 to {MAX_COUNT // self._times} are possible")
+        return count * self._times
 
 
 class _Member(VMStateField):
@@ -70,13 +73,12 @@ def array_entries(
         if count > 1:
             head["array_len"] = count
         return [head | {"type": kind, "size": size}] if count else []
-    return [{"name": label} | index_member(saver, i, count) | {"type": kind, "size": size} for i in range(count)]
-
-
-def index_member(saver: Saver, index: int, count: int) -> dict[str, int]:
-    """The `index` member; 10.0 counts from the current element on, so its last one has none."""
-    left = count - index if saver.format == "10.0" else count
-    return {"index": index} if left > 1 else {}
+    # 10.0 counts from the current element on, so its last one has no index
+    alone = count - 1 if saver.format == "10.0" else count
+    return [
+        {"name": label} | ({"index": index} if index != alone else {}) | {"type": kind, "size": size}
+        for index in range(count)
+    ]
 
 
 class ArrayField(VMStateField):
@@ -119,20 +121,24 @@ class ArrayField(VMStateField):
         count = self._count.of(obj)
         old = self.peek(obj)
         absent = old is MISSING or old is None
-        fresh = self._alloc or (absent and self._count.constant)
-        if fresh:
-            if count * self.kind.size > MAX_ALLOCATION:
-                raise Refusal(f"{count} elements of {self.kind.size} bytes exceed the limit of {MAX_ALLOCATION} bytes")
-            values = self._read(loader, count, ())
-            if isinstance(old, np.ndarray):
-                loader.put(self, obj, np.asarray(values).astype(old.dtype), old)
-            else:
-                loader.put(self, obj, [0] * self._start + plain(values), old)
+        if self._alloc or (absent and self._count.constant):
+            self._load_fresh(loader, obj, count, old)
             return
         have = 0 if absent else length(old)
         if self._start + count > have:
             raise Refusal(f"{count} elements do not fit: there is room for {max(have - self._start, 0)}")
         loader.put(self, obj, fill(loader, old, self._start, self._read(loader, count, old)), old)
+
+    def _load_fresh(self, loader: Loader, obj: Any, count: int, old: Any) -> None:
+        """Read into a new list, or a new numpy array of the old one's type."""
+        limit = MAX_ALLOCATION // self.kind.size if isinstance(old, np.ndarray) else MAX_LIST
+        if count > limit:
+            raise Refusal(f"{count} elements exceed the limit of {limit}")
+        values = self._read(loader, count, ())
+        if isinstance(old, np.ndarray):
+            loader.put(self, obj, convert(values, old.dtype), old)
+        else:
+            loader.put(self, obj, [0] * self._start + plain(values), old)
 
     def _read(self, loader: Loader, count: int, old: Any) -> Any:
         reader, kind = loader.reader, self.kind
@@ -172,13 +178,19 @@ def plain(values: Any) -> list[Any]:
     return values.tolist() if isinstance(values, np.ndarray) else list(values)
 
 
+def convert(values: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """`values` as an array of `dtype`, which must be able to hold every one of their kind."""
+    made = np.asarray(values)
+    if not np.can_cast(made.dtype.newbyteorder("="), dtype, "safe"):
+        raise Refusal(f"an array of {dtype} cannot hold {made.dtype.newbyteorder('=')}")
+    return made.astype(dtype)
+
+
 def fill(loader: Loader, container: Any, start: int, values: Any) -> Any:
     """`container` with `values` from `start` on: changed in place, or a new one if it is immutable."""
     count = len(values)
     if isinstance(container, np.ndarray):
-        values = np.asarray(values)
-        if not np.can_cast(values.dtype.newbyteorder("="), container.dtype, "safe"):
-            raise Refusal(f"the destination's array of {container.dtype} cannot hold {values.dtype.newbyteorder('=')}")
+        values = convert(values, container.dtype)
         target = container if container.ndim == 1 else container.flat
         loader.on_undo(target.__setitem__, slice(start, start + count), target[start : start + count].copy())
         target[start : start + count] = values

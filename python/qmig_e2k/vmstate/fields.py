@@ -14,7 +14,7 @@ Counts and sizes given as a string name another member, which must travel before
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from qmig_e2k.vmstate.arrays import ArrayField, BitmapField, BufferField, Count, UnusedField
 from qmig_e2k.vmstate.kinds import Kind, ScalarField
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmig_e2k.vmstate.description import Exists, VMStateDescription, VMStateField
-
-CountKind = Literal["int32", "uint32", "uint16", "uint8"]
 
 
 def _elements(
@@ -134,7 +132,6 @@ def varray(
     element: Element,
     count: str,
     *,
-    count_kind: CountKind = "int32",
     multiply: int = 1,
     alloc: bool = False,
     new: Callable[[], Any] | None = None,
@@ -147,8 +144,7 @@ def varray(
     Args:
         name: field name.
         element: kind or description of one element.
-        count: member with the number; it travels before.
-        count_kind: kind of that member.
+        count: member with the number, of any integer kind; it travels before.
         multiply: constant factor.
         alloc: the destination makes a fresh array; otherwise it must have room.
         new: makes one structure, for `alloc`.
@@ -156,7 +152,7 @@ def varray(
         exists: test instead.
         attr: where the list or numpy array is.
     """
-    made = Count(count, kind=count_kind, times=multiply)
+    made = Count(count, times=multiply)
     return _elements(name, element, made, new=new, alloc=alloc, version=version, exists=exists, attr=attr)
 
 
@@ -204,8 +200,8 @@ def unused(size: int, *, version: int = 0, exists: Exists | None = None) -> VMSt
 
 
 def unused_varray(count: str, size: int, *, version: int = 0, exists: Exists | None = None) -> VMStateField:
-    """As many unused elements of `size` bytes as the uint32 member `count` says."""
-    return UnusedField(Count(count, kind="uint32"), size, version=version, exists=exists)
+    """As many unused elements of `size` bytes as the member `count` says."""
+    return UnusedField(Count(count), size, version=version, exists=exists)
 
 
 def qtailq(
