@@ -172,6 +172,14 @@ impl Bitmap {
         self.words.iter_mut().zip(&other.words).map(|(mine, theirs)| merge(mine, *theirs)).sum()
     }
 
+    /// Keeps only what is set in `other` (of the same length) too.
+    pub fn and(&mut self, other: &Self) {
+        assert_eq!(self.len, other.len, "bitmaps of different lengths");
+        for (mine, theirs) in self.words.iter_mut().zip(&other.words) {
+            *mine &= theirs;
+        }
+    }
+
     /// Clears what is set in `other` (of the same length).
     pub fn and_not(&mut self, other: &Self) {
         assert_eq!(self.len, other.len, "bitmaps of different lengths");
@@ -314,6 +322,9 @@ mod tests {
             prop_assert_eq!(atomic.take(&mut taken), new);
             prop_assert_eq!(&taken, &both);
             prop_assert_eq!(atomic.take(&mut taken), 0);
+            let mut common = left.clone();
+            common.and(&right);
+            prop_assert_eq!(common.count() + both.count(), left.count() + right.count());
             both.and_not(&right);
             prop_assert_eq!(both.count(), both.runs().map(|r| r.len() as u64).sum::<u64>());
             prop_assert!(both.runs().all(|r| r.clone().all(|i| left.get(i) && !right.get(i))));

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{AtomicBitmap, Bitmap, DirtyLogKind, TARGET_PAGE, dirty, pages};
 use crate::sys::guest::{GuestMem, GuestRange};
 use crate::sys::mmap::{Mapping, Nature};
+use crate::sys::pagemap::{Pagemap, Query};
 use crate::{Error, ErrorKind, Result};
 
 /// Longest name: the wire has one byte for its length.
@@ -108,12 +109,15 @@ impl Block {
         };
         let memory = match options.backing {
             Backing::Anon => Mapping::anon(len, options.thp),
-            Backing::Memfd => Mapping::memfd(name, len, options.thp),
+            Backing::Memfd => Mapping::memfd(len, options.thp),
             Backing::File => Mapping::file(path, len),
             Backing::Hugetlb => Mapping::hugetlb(len),
             Backing::Adopted => return Err(bad("memory of the caller's is adopted, not made".into())),
         }
         .map_err(|e| named(name, e))?;
+        if !size.is_multiple_of(memory.page_size() as u64) {
+            return Err(bad(format!("size {size:#x} is no multiple of the memory's page size {:#x}", memory.page_size())));
+        }
         Ok(Self::over(name, memory, size, options.backing, false))
     }
 
@@ -239,12 +243,10 @@ impl Block {
         Ok(())
     }
 
-    /// Makes a target page read zero; one that does already stays as it is.
-    pub fn zero_page(&self, offset: u64) -> Result<()> {
-        let at = self.check(offset, TARGET_PAGE)?;
-        if !self.view().is_zero(at, TARGET_PAGE) {
-            self.view().fill(at, TARGET_PAGE, 0);
-        }
+    /// Sets every byte of a range; nothing is marked.
+    pub fn fill(&self, offset: u64, len: usize, value: u8) -> Result<()> {
+        let at = self.check(offset, len)?;
+        self.view().fill(at, len, value);
         Ok(())
     }
 
@@ -293,7 +295,13 @@ impl Block {
         if self.leased.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::InvalidState, format!("block {:?} cannot change its size during a migration", self.name)));
         }
-        self.used.store(size, Ordering::Relaxed);
+        let old = self.used.swap(size, Ordering::AcqRel);
+        // What comes back later reads zero. A file keeps its bytes, and memory of the caller's is not ours to free.
+        if size < old && !self.memory.is_foreign() && self.backing != Backing::File {
+            // Both lie below the mapped length.
+            let (from, to) = (usize::try_from(size).unwrap_or(usize::MAX), usize::try_from(old).unwrap_or(usize::MAX));
+            self.memory.discard(from, to - from)?;
+        }
         Ok(())
     }
 
@@ -305,9 +313,36 @@ impl Block {
     }
 
     /// Sets the bits of target pages that certainly read zero because nothing was ever stored there; reads none of them.
-    pub fn untouched(&self, into: &mut Bitmap) -> Result<()> {
-        let _ = into;
-        Ok(())
+    /// True if all such pages were found, false if this memory does not tell.
+    ///
+    /// That a page is untouched holds until the next write, by whatever way; who cannot exclude one needs a dirty log
+    /// that was started before.
+    pub fn untouched(&self, into: &mut Bitmap) -> Result<bool> {
+        let len = into.len().saturating_mul(TARGET_PAGE).min(self.view().len());
+        let address = self.address();
+        match self.memory.nature() {
+            Nature::Private => {
+                // Only this process can store here, and what it stored is in the page table or in swap.
+                Pagemap::open()?
+                    .scan(address, len, Query::ABSENT, |start, end| {
+                        into.set_range((start - address) / TARGET_PAGE..(end - address) / TARGET_PAGE);
+                    })
+                    .map_err(|e| Error::io("PAGEMAP_SCAN", e))?;
+                Ok(true)
+            }
+            Nature::Shmem => {
+                let (mut hole, pages) = (0, len / TARGET_PAGE);
+                let known = self.memory.stored_runs(len, |run| {
+                    into.set_range(hole..hole.max(run.start / TARGET_PAGE));
+                    hole = run.end.div_ceil(TARGET_PAGE);
+                })?;
+                if known {
+                    into.set_range(hole..hole.max(pages));
+                }
+                Ok(known)
+            }
+            Nature::Disk => Ok(false),
+        }
     }
 
     /// Keeps the dirty bitmap of a migration for [`Self::dump_dirty`].

@@ -7,11 +7,13 @@ pub mod bitmap;
 pub mod block;
 pub mod dirty;
 pub mod list;
+pub mod target;
 
 pub use bitmap::{AtomicBitmap, Bitmap};
 pub use block::{Backing, Block, BlockOptions};
 pub use dirty::{DirtyLog, DirtyLogKind, DirtyMode};
 pub use list::RamList;
+pub use target::PageTarget;
 
 pub use crate::sys::guest::GuestRange;
 pub use crate::sys::mmap::PAGE as TARGET_PAGE;

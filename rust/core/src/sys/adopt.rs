@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 
-use super::mmap::{Mapping, Nature, PAGE};
+use super::mmap::{Mapping, Nature, PAGE, Under};
 use crate::{Error, ErrorKind, Result};
 
 /// One line group of `smaps`: a map and what matters of it.
@@ -13,6 +14,7 @@ struct Area {
     range: Range<usize>,
     writable: bool,
     shared: bool,
+    offset: u64,
     device: String,
     inode: u64,
     path: String,
@@ -41,8 +43,32 @@ pub unsafe fn adopt(base: *mut u8, len: usize) -> Result<Mapping> {
     let areas = parse(&mut smaps, &(address..address + len)).map_err(|e| Error::io("/proc/self/smaps", e))?;
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let (nature, page_size) = judge(&areas, &(address..address + len), &mounts)?;
+    let under = if nature == Nature::Shmem { file_under(&areas, address) } else { None };
     // SAFETY: the caller's promise; `judge` saw that the range is mapped and writable.
-    unsafe { Mapping::foreign(base, len, page_size, nature) }
+    unsafe { Mapping::foreign(base, len, page_size, nature, under) }
+}
+
+/// The file of a shared map, to look for its holes: by name, or by the kernel's own link, which needs a privilege.
+fn file_under(areas: &[Area], address: usize) -> Option<Under> {
+    let [area] = areas else { return None };
+    let link = format!("/proc/self/map_files/{:x}-{:x}", area.range.start, area.range.end);
+    let file = [link.as_str(), area.path.as_str()].into_iter().find_map(|path| {
+        let file = File::open(path).ok()?;
+        // Another file may have the name by now.
+        let meta = file.metadata().ok()?;
+        (meta.is_file() && meta.ino() == area.inode && Some(device(meta.dev())) == number(&area.device, 16)).then_some(file)
+    })?;
+    Some(Under { fd: file.into(), offset: area.offset + (address - area.range.start) as u64 })
+}
+
+fn device(dev: u64) -> (u32, u32) {
+    (rustix::fs::major(dev), rustix::fs::minor(dev))
+}
+
+/// `fe:01`, in hex in smaps, in decimal in mountinfo.
+fn number(text: &str, radix: u32) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once(':')?;
+    Some((u32::from_str_radix(major, radix).ok()?, u32::from_str_radix(minor, radix).ok()?))
 }
 
 /// The areas that overlap `wanted`.
@@ -77,10 +103,11 @@ fn header(line: &str) -> Option<Area> {
     let (start, end) = words.next()?.split_once('-')?;
     let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
     let rights = words.next()?;
-    let (_, device, inode) = (words.next()?, words.next()?.to_owned(), words.next()?.trim().parse().ok()?);
+    let (offset, device, inode) =
+        (u64::from_str_radix(words.next()?, 16).ok()?, words.next()?.to_owned(), words.next()?.trim().parse().ok()?);
     let path = words.next().unwrap_or_default().trim().to_owned();
     let (writable, shared) = (rights.starts_with("rw"), rights.ends_with('s'));
-    Some(Area { range, writable, shared, device, inode, path, page_size: PAGE, locked: false })
+    Some(Area { range, writable, shared, offset, device, inode, path, page_size: PAGE, locked: false })
 }
 
 /// What `wanted` is made of, if that is one thing and can be guest RAM.
@@ -133,10 +160,6 @@ fn nature(area: &Area, mounts: &str) -> Result<Nature> {
 
 /// Is the file system of device `fe:01` (hex, as in smaps) one that lives in memory?
 fn in_memory(mounts: &str, device: &str) -> bool {
-    let number = |text: &str, radix| -> Option<(u32, u32)> {
-        let (major, minor) = text.split_once(':')?;
-        Some((u32::from_str_radix(major, radix).ok()?, u32::from_str_radix(minor, radix).ok()?))
-    };
     let wanted = number(device, 16);
     wanted.is_some()
         && mounts.lines().any(|line| {

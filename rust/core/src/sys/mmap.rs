@@ -5,7 +5,9 @@
 
 use std::ffi::c_void;
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::ptr::NonNull;
 
@@ -38,6 +40,13 @@ pub enum Nature {
     Disk,
 }
 
+/// The file that a map shows, from `offset` on.
+#[derive(Debug)]
+pub(super) struct Under {
+    pub(super) fd: OwnedFd,
+    pub(super) offset: u64,
+}
+
 /// Whose the memory is.
 #[derive(Debug)]
 enum Owner {
@@ -53,8 +62,8 @@ pub struct Mapping {
     len: usize,
     page_size: usize,
     nature: Nature,
-    /// The file under our own shared map.
-    fd: Option<OwnedFd>,
+    /// The file under a shared map, where it is known.
+    under: Option<Under>,
     owner: Owner,
 }
 
@@ -77,11 +86,11 @@ impl Mapping {
     }
 
     /// Shared memory in a file without a name.
-    pub fn memfd(name: &str, len: usize, thp: bool) -> Result<Self> {
+    pub fn memfd(len: usize, thp: bool) -> Result<Self> {
         let say = |errno| no_memory("cannot make a memfd", errno);
-        let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).map_err(say)?;
+        let fd = rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC).map_err(say)?;
         rustix::fs::ftruncate(&fd, len as u64).map_err(say)?;
-        let made = Self::place(len, PAGE, Nature::Shmem, Some(fd), MapFlags::SHARED | MapFlags::NORESERVE)?;
+        let made = Self::place(len, PAGE, Nature::Shmem, Some(Under { fd, offset: 0 }), MapFlags::SHARED | MapFlags::NORESERVE)?;
         made.ask_huge(thp);
         Ok(made)
     }
@@ -89,7 +98,8 @@ impl Mapping {
     /// A shared map of the file at `path`, which is created or extended to `len`; what it holds is kept.
     pub fn file(path: &Path, len: usize) -> Result<Self> {
         let say = |error: &dyn std::fmt::Display| Error::new(ErrorKind::BadBlock, format!("{}: {error}", path.display()));
-        let file: File = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(|e| say(&e))?;
+        let file: File =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(|e| say(&e))?;
         let meta = file.metadata().map_err(|e| say(&e))?;
         if !meta.is_file() {
             return Err(say(&"not a regular file; name one, or a path that does not exist yet"));
@@ -111,7 +121,7 @@ impl Mapping {
             return Err(say(&format!("{len:#x} bytes is no multiple of the file's page size {page_size:#x}")));
         }
         file.set_len(len as u64).map_err(|e| say(&e))?;
-        Self::place(len, page_size, nature, Some(file.into()), MapFlags::SHARED | MapFlags::NORESERVE)
+        Self::place(len, page_size, nature, Some(Under { fd: file.into(), offset: 0 }), MapFlags::SHARED | MapFlags::NORESERVE)
     }
 
     /// Private memory of 2 MiB pages taken from the reserved pool.
@@ -132,7 +142,7 @@ impl Mapping {
     }
 
     /// Maps `len` bytes at a huge-page boundary, inside a reservation whose edges are given back.
-    fn place(len: usize, page_size: usize, nature: Nature, fd: Option<OwnedFd>, flags: MapFlags) -> Result<Self> {
+    fn place(len: usize, page_size: usize, nature: Nature, under: Option<Under>, flags: MapFlags) -> Result<Self> {
         let refused = |errno| no_memory(&format!("cannot map {len:#x} bytes"), errno);
         let span = len.checked_add(HUGE_PAGE).filter(|_| len > 0).ok_or_else(|| refused(Errno::INVAL))?;
         // SAFETY: a new map at an address of the kernel's choice.
@@ -145,9 +155,9 @@ impl Mapping {
         let (at, prot, flags) = (base.cast::<c_void>(), ProtFlags::READ | ProtFlags::WRITE, flags | MapFlags::FIXED);
         // SAFETY: it replaces part of the reservation that is ours alone.
         let mapped = unsafe {
-            match &fd {
+            match &under {
                 None => rustix::mm::mmap_anonymous(at, len, prot, flags),
-                Some(fd) => rustix::mm::mmap(at, len, prot, flags, fd, 0),
+                Some(under) => rustix::mm::mmap(at, len, prot, flags, &under.fd, under.offset),
             }
         };
         if let Err(errno) = mapped {
@@ -158,7 +168,7 @@ impl Mapping {
         unmap(hold, head);
         unmap(tail, span - head - len.next_multiple_of(PAGE));
         let base = NonNull::new(base).ok_or_else(|| refused(Errno::FAULT))?;
-        let made = Self { base, len, page_size, nature, fd, owner: Owner::Us };
+        let made = Self { base, len, page_size, nature, under, owner: Owner::Us };
         // A kernel without this advice only loses the protection against forks.
         let _ = made.advise(0, len, Advice::LinuxDontFork);
         Ok(made)
@@ -168,14 +178,26 @@ impl Mapping {
     ///
     /// # Safety
     /// It is mapped as said, readable and writable, until this is dropped, and no Rust reference to it exists.
-    pub(super) unsafe fn foreign(base: *mut u8, len: usize, page_size: usize, nature: Nature) -> Result<Self> {
+    pub(super) unsafe fn foreign(base: *mut u8, len: usize, page_size: usize, nature: Nature, under: Option<Under>) -> Result<Self> {
         let base = NonNull::new(base).ok_or_else(|| Error::new(ErrorKind::BadBlock, "no memory is mapped at address 0"))?;
-        Ok(Self { base, len, page_size, nature, fd: None, owner: Owner::Caller })
+        Ok(Self { base, len, page_size, nature, under, owner: Owner::Caller })
     }
 
     fn ask_huge(&self, thp: bool) {
         // Refused by kernels built without huge pages: then there is nothing to ask for.
         let _ = self.advise(0, self.len, if thp { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage });
+    }
+
+    /// Drops the pages from the page table only (`MADV_DONTNEED`), as a guest's balloon might.
+    #[cfg(test)]
+    pub(crate) fn zap(&self, offset: usize, len: usize) {
+        self.advise(offset, len, Advice::LinuxDontNeed).unwrap_or_else(|errno| panic!("{errno}"));
+    }
+
+    /// Pushes the pages out of memory, to swap or their file.
+    #[cfg(test)]
+    pub(crate) fn page_out(&self, offset: usize, len: usize) {
+        self.advise(offset, len, Advice::LinuxPageOut).unwrap_or_else(|errno| panic!("{errno}"));
     }
 
     fn advise(&self, offset: usize, len: usize, advice: Advice) -> rustix::io::Result<()> {
@@ -200,9 +222,32 @@ impl Mapping {
         self.nature
     }
 
-    /// The file under our own shared map.
-    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd)
+    /// Is the memory the caller's, who decides what becomes of it?
+    pub fn is_foreign(&self) -> bool {
+        matches!(self.owner, Owner::Caller)
+    }
+
+    /// Visits the runs of a file in memory where something was stored, up to `len`; false if that cannot be known.
+    ///
+    /// What was swapped out counts as stored. Offsets are those of the map; runs may begin and end inside pages.
+    pub fn stored_runs(&self, len: usize, mut visit: impl FnMut(Range<usize>)) -> Result<bool> {
+        let Some(Under { fd, offset }) = self.under.as_ref().filter(|_| self.nature == Nature::Shmem && self.page_size == PAGE) else {
+            return Ok(false);
+        };
+        let failed = |errno| Error::io("looking for holes in guest memory", errno);
+        // Lengths of mapped memory fit.
+        let place = |at: u64| usize::try_from(at.saturating_sub(*offset)).unwrap_or(usize::MAX).min(len);
+        let mut at = 0;
+        while at < len {
+            at = match rustix::fs::seek(fd, SeekFrom::Data(offset + at as u64)) {
+                Err(Errno::NXIO) => return Ok(true),
+                start => place(start.map_err(failed)?),
+            };
+            let end = place(rustix::fs::seek(fd, SeekFrom::Hole(offset + at as u64)).map_err(failed)?);
+            visit(at..end);
+            at = end;
+        }
+        Ok(true)
     }
 
     /// Brings the pages of the range in, ready for reading or for writing.
@@ -216,8 +261,16 @@ impl Mapping {
         }
     }
 
-    /// Frees the pages of the range; it reads zero afterwards. `offset` and `len` are multiples of the page size.
+    fn check_pages(&self, offset: usize, len: usize) -> Result<()> {
+        if offset.is_multiple_of(self.page_size) && len.is_multiple_of(self.page_size) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::InvalidArgument, format!("{offset:#x}+{len:#x} are no multiples of the page size {:#x}", self.page_size)))
+    }
+
+    /// Frees the pages of the range, multiples of the page size; it reads zero afterwards.
     pub fn discard(&self, offset: usize, len: usize) -> Result<()> {
+        self.check_pages(offset, len)?;
         let advice = if self.nature == Nature::Private { Advice::LinuxDontNeed } else { Advice::LinuxRemove };
         self.advise(offset, len, advice)
             .map_err(|errno| Error::new(ErrorKind::BadBlock, format!("cannot discard {offset:#x}+{len:#x}: {errno}")))
@@ -239,19 +292,4 @@ fn unmap(base: *mut u8, len: usize) {
         // Failure means the range was never a map of ours: a mistake that must not go on.
         unsafe { rustix::mm::munmap(base.cast(), len) }.unwrap_or_else(|errno| panic!("munmap {base:p}+{len:#x}: {errno}"));
     }
-}
-
-/// The runs of a file's data (not holes) below `len`, by `SEEK_DATA` and `SEEK_HOLE`.
-pub fn data_runs(fd: BorrowedFd<'_>, len: u64, mut visit: impl FnMut(std::ops::Range<u64>)) -> rustix::io::Result<()> {
-    let mut at = 0;
-    while at < len {
-        let start = match rustix::fs::seek(fd, SeekFrom::Data(at)) {
-            Err(Errno::NXIO) => break,
-            other => other?,
-        };
-        let end = rustix::fs::seek(fd, SeekFrom::Hole(start))?;
-        visit(start..end.min(len));
-        at = end;
-    }
-    Ok(())
 }

@@ -45,12 +45,19 @@ pub struct Query {
 }
 
 impl Query {
-    /// Pages written since they were last protected; protects them again.
+    /// Pages written since they were last protected, and (on newer kernels) places where no page exists; protects them
+    /// again. Exactly this query takes the kernel's fast way; with others the kernel protects only what is written.
     pub const WRITTEN: Self = Self { protect: true, all: Category::WRITTEN, inverted: Category::empty() };
+    /// Pages in the page table.
+    pub const PRESENT: Self = Self { protect: false, all: Category::PRESENT, inverted: Category::empty() };
     /// Places where no page exists, in memory or in swap, nor a marker.
     pub const ABSENT: Self = Self { protect: false, all: ABSENT, inverted: ABSENT };
-    /// The same, protecting them so that the first write is reported.
-    pub const ABSENT_PROTECT: Self = Self { protect: true, all: ABSENT, inverted: ABSENT };
+    /// Places where no page exists in memory, and that are protected: a marker, or a page in swap.
+    pub const PROTECTED_ABSENT: Self = Self {
+        protect: false,
+        all: Category::PRESENT.union(Category::WRITTEN).union(Category::SWAPPED),
+        inverted: Category::PRESENT.union(Category::WRITTEN),
+    };
 }
 
 const ABSENT: Category = Category::PRESENT.union(Category::SWAPPED);

@@ -99,7 +99,7 @@ fn pagemap_scan() -> Result<String> {
 }
 
 fn memfd() -> Result<String> {
-    Mapping::memfd("qmig-probe", PAGE, false).map(|_| "works".to_owned())
+    Mapping::memfd(PAGE, false).map(|_| "works".to_owned())
 }
 
 fn hugetlb() -> Result<String> {

@@ -31,7 +31,8 @@ impl DirtyLog for Explicit {
         barrier_everywhere();
         // What was said before the start belongs to the first pass, which sends everything.
         block.marks.take(&mut Bitmap::new(block.pages()));
-        block.untouched(untouched)
+        block.untouched(untouched)?;
+        Ok(())
     }
 
     fn sync(&mut self, into: &mut Bitmap) -> Result<u64> {

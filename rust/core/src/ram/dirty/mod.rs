@@ -5,6 +5,8 @@
 //! `explicit` knows only what it is told. Either way what is told is in the next sync.
 
 mod explicit;
+#[cfg(test)]
+mod tests;
 mod wp_async;
 
 use std::fmt;

@@ -1,0 +1,79 @@
+//! A block as the destination of a load: where received pages go.
+//!
+//! A page of zeros must not make memory exist that reads zero anyway, and reading is no way to find out: on a hole of a
+//! shared file or of huge pages the look itself allocates. So what exists is asked once, before the load, of the page
+//! table or the file; from then on only the loader writes.
+
+use std::sync::Arc;
+
+use super::{Bitmap, Block, TARGET_PAGE};
+use crate::sys::mmap::Nature;
+use crate::sys::pagemap::{Pagemap, Query};
+use crate::{Error, Result};
+
+/// One block being loaded, by one thread; nobody else writes to it meanwhile.
+#[derive(Debug)]
+pub struct PageTarget {
+    block: Arc<Block>,
+    /// Pages where nothing was ever stored.
+    untouched: Bitmap,
+    /// For memory that does not tell what exists: what is in the page table does.
+    present: Option<Pagemap>,
+}
+
+impl PageTarget {
+    /// Looks at what exists and is ready for pages.
+    pub fn new(block: Arc<Block>) -> Result<Self> {
+        // All that a later resize can make used.
+        let mut untouched = Bitmap::new(super::pages(block.max_length()));
+        let known = block.untouched(&mut untouched)?;
+        let present = if known || block.memory().nature() != Nature::Shmem { None } else { Some(Pagemap::open()?) };
+        Ok(Self { block, untouched, present })
+    }
+
+    /// The block.
+    pub fn block(&self) -> &Arc<Block> {
+        &self.block
+    }
+
+    /// Stores a received target page at `offset`, a multiple of the target page size below the used length.
+    pub fn put(&mut self, offset: u64, page: &[u8]) -> Result<()> {
+        self.block.put_page(offset, page)?;
+        self.untouched.clear(index(offset));
+        Ok(())
+    }
+
+    /// Fills the target page at `offset` with one byte value; with 0 no memory comes to exist.
+    pub fn fill(&mut self, offset: u64, value: u8) -> Result<()> {
+        let page = index(offset);
+        if value != 0 {
+            self.block.fill(offset, TARGET_PAGE, value)?;
+            self.untouched.clear(page);
+        } else if page >= self.untouched.len() || !self.untouched.get(page) {
+            self.zero(offset)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a page read zero that may hold something.
+    fn zero(&mut self, offset: u64) -> Result<()> {
+        if let Some(pagemap) = &mut self.present {
+            let mut present = false;
+            let at = self.block.range(offset, TARGET_PAGE)?.as_ptr().addr();
+            pagemap.scan(at, TARGET_PAGE, Query::PRESENT, |_, _| present = true).map_err(|e| Error::io("PAGEMAP_SCAN", e))?;
+            // Not mapped: a hole, or something in the file or in swap. Making it a hole is right for all of them.
+            if !present && self.block.memory().discard(index(offset) * TARGET_PAGE, TARGET_PAGE).is_ok() {
+                return Ok(());
+            }
+        }
+        if !self.block.is_zero(offset, TARGET_PAGE)? {
+            self.block.fill(offset, TARGET_PAGE, 0)?;
+        }
+        Ok(())
+    }
+}
+
+/// The page of an offset; one outside the block is refused by the block.
+fn index(offset: u64) -> usize {
+    usize::try_from(offset / TARGET_PAGE as u64).unwrap_or(usize::MAX)
+}
