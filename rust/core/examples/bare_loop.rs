@@ -171,7 +171,7 @@ fn prepare(socket: &TcpStream, options: &Options) -> Result<(), Box<dyn Error>> 
 fn map(options: &Options) -> Result<Mapping, Box<dyn Error>> {
     match options.backing.as_str() {
         "anon" => Ok(Mapping::anon(options.size, true)?),
-        "memfd" => Ok(Mapping::memfd("bare-loop", options.size, true)?),
+        "memfd" => Ok(Mapping::memfd(options.size, true)?),
         other => Err(format!("unknown backing {other}: anon or memfd").into()),
     }
 }

@@ -238,7 +238,7 @@ impl PyBlock {
     }
 
     // SAFETY: the interpreter's contract for this slot: `view` is its to be filled in.
-    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+    unsafe fn __getbuffer__(slf: &Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let this = slf.get();
         let held = this.lock();
         let Some(Held { block, .. }) = held.as_ref() else {

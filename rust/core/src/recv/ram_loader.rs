@@ -2,23 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::ram::{Bitmap, Block, RamList};
-use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE};
+use crate::ram::{PageTarget, RamList};
 use crate::wire::{BlockEntry, PageSink};
 use crate::{Error, ErrorKind, Result};
-
-/// One announced block and the pages of it that are certainly zero without a look.
-#[derive(Debug)]
-struct Place {
-    block: Arc<Block>,
-    untouched: Bitmap,
-}
 
 /// Writes received pages into the blocks that the stream announced.
 #[derive(Debug)]
 pub struct RamLoader {
     list: RamList,
-    places: Vec<Place>,
+    places: Vec<PageTarget>,
     normal: u64,
     duplicate: u64,
 }
@@ -60,11 +52,9 @@ impl PageSink for RamLoader {
                     .within(&name)
                 })?;
             }
-            let mut untouched = Bitmap::new(block.pages());
-            block.untouched(&mut untouched)?;
-            places.push(Place { block, untouched });
+            places.push(PageTarget::new(block)?);
         }
-        if let Some(missing) = self.list.iter().find(|block| !places.iter().any(|place| Arc::ptr_eq(&place.block, block))) {
+        if let Some(missing) = self.list.iter().find(|block| !places.iter().any(|place| Arc::ptr_eq(place.block(), block))) {
             return Err(Error::new(
                 ErrorKind::UnknownBlock,
                 format!("the stream lacks RAM block {:?}, which this machine has", missing.name()),
@@ -76,24 +66,11 @@ impl PageSink for RamLoader {
 
     fn zero(&mut self, block: usize, offset: u64, fill: u8) -> Result<()> {
         self.duplicate += 1;
-        let place = &mut self.places[block];
-        let page = page_of(offset);
-        if fill != 0 {
-            place.untouched.clear(page);
-            return place.block.put_page(offset, &[fill; PAGE_BYTES]);
-        }
-        if place.untouched.get(page) { Ok(()) } else { place.block.zero_page(offset) }
+        self.places[block].fill(offset, fill)
     }
 
     fn page(&mut self, block: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         self.normal += 1;
-        let place = &mut self.places[block];
-        place.untouched.clear(page_of(offset));
-        place.block.put_page(offset, bytes)
+        self.places[block].put(offset, bytes)
     }
-}
-
-/// The decoder has checked that the offset lies inside a block that is mapped here, so it fits.
-fn page_of(offset: u64) -> usize {
-    usize::try_from(offset / PAGE_SIZE).unwrap_or(usize::MAX)
 }
