@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from support import REPOSITORY, wait_until
 
 PAGE = (REPOSITORY / "docs/tutorial/plug-it-in.md").read_text()
