@@ -163,7 +163,8 @@ class _Source:
                 for device, microseconds in times.items():
                     control.note_device_time(device, microseconds)
                 out.finish(ends, full, tail)
-            except BaseException:
+            except BaseException as error:
+                control.fail_outgoing(_text(error))  # settles whose the machine is before anything is put back
                 self._put_back(former)
                 raise
             control.set_run_state("postmigrate")
@@ -210,9 +211,13 @@ class _Source:
             if error is not None:
                 if not isinstance(error, MigrationError):
                     log.error("migration to %s failed", self._uri, exc_info=error)
-                self._control.fail_outgoing(str(error) or type(error).__name__)
+                self._control.fail_outgoing(_text(error))
             status = self._control.finish_outgoing()
             self.handle.finish(_reported(error, status))
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _reported(error: BaseException | None, status: str) -> BaseException | None:

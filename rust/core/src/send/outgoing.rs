@@ -290,11 +290,9 @@ impl Outgoing {
         if !self.session.commit() {
             return Err(self.why_not_committed());
         }
-        self.after_commit(tail).map_err(|e| {
-            Error::new(
-                ErrorKind::OwnershipUnknown,
-                format!("{e}; this came after the commit: look whether the destination runs the machine before you say `cont` here"),
-            )
+        self.after_commit(tail).map_err(|error| {
+            self.session.fail(error);
+            self.why_not_committed()
         })
     }
 
