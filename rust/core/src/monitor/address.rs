@@ -5,9 +5,12 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -89,8 +92,14 @@ fn bind_unix(address: &str, path: &Path) -> io::Result<Bound> {
 
 /// A socket that nobody listens on, left by a process that was killed.
 fn is_stale(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
-        && UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+    fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) && matches!(connect(path), Err(Errno::CONNREFUSED))
+}
+
+/// Does not wait for a listener that is there but slow: that says `AGAIN`.
+fn connect(path: &Path) -> std::result::Result<(), Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&probe, &SocketAddrUnix::new(path)?)
 }
 
 #[cfg(test)]
