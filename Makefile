@@ -11,6 +11,7 @@ RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.to
 FUZZ_SECONDS ?= 60
 FUZZ_TARGET ?= stream
 BENCH ?= precopy
+BENCH_ARGS ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -71,8 +72,9 @@ fmt: venv ## Format Rust and Python
 demo: build ## Move a busy machine from one process to another, verified
 	$(BIN)/qmig-e2k demo
 
-bench: build ## Measure against QEMU and a bare loop (BENCH=precopy)
-	$(BIN)/qmig-e2k bench $(BENCH)
+bench: build ## Measure against QEMU and a bare loop (BENCH=precopy, BENCH_ARGS="--runs 9 --json out.json")
+	$(CARGO) build $(PROFILE) --locked --quiet -p qmig-core --examples
+	$(BIN)/qmig-e2k bench $(BENCH) --bare-loop target/release/examples/bare_loop $(BENCH_ARGS)
 
 docs: build $(VENV)/.docs ## The manual as HTML in docs/_build
 	$(BIN)/sphinx-build --fail-on-warning --quiet -b html docs docs/_build

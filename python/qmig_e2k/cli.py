@@ -205,27 +205,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    if options.subject != "precopy":
-        print(f"qmig-e2k bench {options.subject}: not built yet in this version of qmig_e2k", file=sys.stderr)
-        return 1
-    from qmig_e2k.bench import host, precopy  # noqa: PLC0415  the other commands need none of it
+    from qmig_e2k import bench  # noqa: PLC0415  the other commands need none of it
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-
-    results = [
-        *precopy.run(options.runs, options.bare_loop, say),
-        *precopy.downtime(options.runs, say),
-        *precopy.resident(say),
-    ]
-    for result in results:
-        reference = f", {result['ratio']:.2f} of {result['reference_name']}" if result["reference_name"] else ""
-        print(f"{result['name']}: {result['ours']:.2f} {result['unit']}{reference}")
-    if options.json is not None:
-        arguments = {"subject": options.subject, "runs": options.runs}
-        record = {"schema": "qmig_e2k/bench/1", "host": host.facts(), "args": arguments, "results": results}
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
-    return 0
+    return bench.run(options.subject, runs=options.runs, bare_loop=options.bare_loop, out=options.json)
 
 
 def _not_built(options: argparse.Namespace) -> int:

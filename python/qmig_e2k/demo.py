@@ -1,7 +1,7 @@
-"""`qmig-e2k demo`: a busy e2k machine moves from one process to another while its guest keeps writing, and every byte is checked.
+"""`qmig-e2k demo`: a busy e2k machine moves from one process to another while its guest writes; all of it is checked.
 
-Two `serve` processes, 256 MiB, model guest on two vCPUs. A line per dirty round while it happens, the figures of the move,
-then the destination replays every step of the guest on fresh memory and compares all of RAM.
+Two `serve` processes, 256 MiB, model guest on two vCPUs. A line per dirty round while it happens, the figures of the
+move, then the destination replays every step of the guest on fresh memory and compares all of RAM.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from qmig_e2k.monitor.client import QmpClient, QmpError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-GUEST = "random,threads=2,wss=96M,rate=150000"
+GUEST = "random,threads=2,wss=128M,rate=20000"
+"""Dirties up to 80 MiB a second, so it can be outrun at `BANDWIDTH`, but only in several rounds."""
+BANDWIDTH = 128 << 20
+HEAD_START_S = 2.0
+"""The guest writes alone first, so that there is something to move."""
 DEADLINE_S = 60.0
 
 
@@ -36,7 +40,10 @@ class Served:
         address = f"unix:{directory / name}.qmp"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "qmig_e2k", "serve", *arguments, "--qmp", address], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [sys.executable, "-m", "qmig_e2k", "serve", *arguments, "--qmp", address],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
             )
         try:
             self.qmp = QmpClient(address, deadline=DEADLINE_S, alive=lambda: self.process.poll() is None)
@@ -78,10 +85,16 @@ class Screen:
         if self._console is not None:
             self._console.print(text, style=style or None)
         else:
-            print(text, file=self._out, flush=True)  # noqa: T201 - this is what the command is for
+            print(text, file=self._out, flush=True)
 
 
-def run(*, ram: str = "256M", guest: str = GUEST, out: TextIO | None = None, tamper: Callable[[QmpClient, Path], None] | None = None) -> int:
+def run(
+    *,
+    ram: str = "256M",
+    guest: str = GUEST,
+    out: TextIO | None = None,
+    tamper: Callable[[QmpClient, Path], None] | None = None,
+) -> int:
     """Run the demo.
 
     Args:
@@ -115,8 +128,8 @@ def run(*, ram: str = "256M", guest: str = GUEST, out: TextIO | None = None, tam
 def _move(screen: Screen, source: QmpClient, destination: QmpClient, tamper: Callable[[QmpClient], None] | None) -> int:
     for side in (source, destination):
         side.execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
-    # Half a GiB a second: a network that a guest has to be outrun on.
-    source.execute("migrate-set-parameters", max_bandwidth=512 << 20, downtime_limit=300)
+    source.execute("migrate-set-parameters", max_bandwidth=BANDWIDTH)
+    time.sleep(HEAD_START_S)
     destination.execute("migrate-incoming", uri="tcp:127.0.0.1:0")
     address = destination.execute("query-migrate")["socket-address"][0]
     begun = time.monotonic()
@@ -140,7 +153,12 @@ def _move(screen: Screen, source: QmpClient, destination: QmpClient, tamper: Cal
     check = destination.execute("x-verify")
     if not check["equal"]:
         where = check.get("first-difference")
-        screen.line(f"NOT EQUAL after {check['steps']} steps: first difference at {where:#x}" if where is not None else "NOT EQUAL", "bold red")
+        screen.line(
+            f"NOT EQUAL after {check['steps']} steps: first difference at {where:#x}"
+            if where is not None
+            else "NOT EQUAL",
+            "bold red",
+        )
         return 1
     screen.line(f"verified: {check['steps']} steps replayed, RAM equal", "bold green")
     return 0
@@ -156,9 +174,10 @@ def _follow(screen: Screen, source: QmpClient, begun: float) -> float:
             continue
         if event["event"] == "MIGRATION_PASS":
             ram = source.execute("query-migrate").get("ram", {})
+            left, sent = ram.get("remaining", 0) / 2**20, ram.get("transferred", 0) / 2**20
             screen.line(
-                f"  {time.monotonic() - begun:6.2f} s  round {event['data']['pass']:2}: {ram.get('remaining', 0) / 2**20:7.1f} MiB to send, "
-                f"{ram.get('transferred', 0) / 2**20:7.1f} MiB sent, {ram.get('mbps', 0) / 8.388608:6.0f} MiB/s"
+                f"  {time.monotonic() - begun:6.2f} s  round {event['data']['pass']:2}: "
+                f"{left:7.1f} MiB to send, {sent:7.1f} MiB sent, {ram.get('mbps', 0) / 8.388608:5.0f} MiB/s"
             )
         elif event["event"] == "STOP":
             stopped = _stamp(event)

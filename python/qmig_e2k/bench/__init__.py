@@ -1,6 +1,66 @@
 """`qmig-e2k bench`: what a migration costs, as a ratio to a real QEMU measured in the same run.
 
-These figures mislead easily: memory that was never touched is slow, cores that sleep are slow to wake, and neighbours are
-noisy. So every series touches and frees several GiB first, alternates with the reference, drops the first pair and
-reports medians (with the runs beside them).
+These figures mislead easily: memory that was never touched is slow, cores that sleep are slow to wake, and
+neighbours are noisy. So every series touches and frees several GiB first, alternates with the reference, drops the
+first pair and reports medians (with the runs beside them).
 """
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from qmig_e2k.bench import host, precopy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["BUILT", "run"]
+
+SCHEMA = "qmig_e2k/bench/1"
+BUILT = ("precopy",)
+"""What can be measured so far."""
+
+
+def run(what: str, *, runs: int = 5, bare_loop: Path | None = None, out: Path | None = None) -> int:
+    """Measure `what`, print a table, and write the record to `out` if given.
+
+    Args:
+        what: One of `BUILT`.
+        runs: Counted runs of each program and case.
+        bare_loop: Program of the bare loop (`cargo build --release --example bare_loop`).
+        out: File for the JSON record.
+
+    Returns:
+        The exit status.
+    """
+    if what not in BUILT:
+        print(f"qmig-e2k bench {what}: not built yet; there is: {', '.join(BUILT)}", file=sys.stderr)  # noqa: T201
+        return 1
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+    results = [*precopy.run(runs, bare_loop, say), *precopy.downtime(runs, say), *precopy.resident(say)]
+    record = {
+        "schema": SCHEMA,
+        "host": host.facts(),
+        "args": {"what": what, "runs": runs},
+        "phases": {},
+        "results": results,
+    }
+    print(table(results))  # noqa: T201
+    if out is not None:
+        out.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results for people: median, reference, ratio."""
+    lines = [f"{'':58} {'ours':>9} {'reference':>20} {'ratio':>6}"]
+    for result in results:
+        beside = f"{result['reference']:9.3f} {result['reference_name']}" if result["reference"] is not None else ""
+        ratio = f"{result['ratio']:6.2f}" if result["ratio"] is not None else ""
+        lines.append(f"{result['name']:50} {result['unit']:>7} {result['ours']:9.3f} {beside:>20} {ratio}".rstrip())
+    return "\n".join(lines)

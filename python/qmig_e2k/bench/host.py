@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import platform
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from qmig_e2k._core import __version__
+from qmig_e2k import doctor
 
 
 def warm(gib: int = 4) -> None:
@@ -43,17 +42,10 @@ def qemu() -> str | None:
 
 
 def facts() -> dict[str, Any]:
-    """The `host` member of every record (contract section 2)."""
-    cpuinfo = Path("/proc/cpuinfo").read_text()
-    model = next((line.split(":", 1)[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), platform.machine())
-    thp = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    versions = {"qmig_e2k": __version__, "python": platform.python_version()}
+    """The `host` member of every record (contract section 2), with the reference's version."""
+    found = doctor.host()
     if (path := qemu()) is not None:
-        versions["qemu"] = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "thp": thp.read_text().strip() if thp.exists() else "absent",
-        "versions": versions,
-    }
+        found["versions"]["qemu"] = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()[0]
+    return found

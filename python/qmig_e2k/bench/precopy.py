@@ -1,7 +1,7 @@
 """Precopy between two processes on this host: this project's and QEMU's in turn, and the bare loop beside them.
 
-Each case gives both sides the same backing and the same content, max-bandwidth unlimited, and takes the time from `migrate`
-until the destination has left `inmigrate`.
+Each case gives both sides the same backing and the same content, max-bandwidth unlimited, and takes the time from
+`migrate` until the destination has left `inmigrate`.
 """
 
 from __future__ import annotations
@@ -56,11 +56,24 @@ def cases(random_file: Path, directory: Path) -> list[Case]:
     touched = ["-object", "memory-backend-ram,id=ram,size=1G,prealloc=on", "-M", "none,memory-backend=ram", "-m", "1G"]
 
     def shared(name: str) -> list[str]:
-        return ["-object", f"memory-backend-file,id=ram,size=1G,share=on,mem-path={directory / name}", "-M", "none,memory-backend=ram", "-m", "1G"]
+        return [
+            "-object",
+            f"memory-backend-file,id=ram,size=1G,share=on,mem-path={directory / name}",
+            "-M",
+            "none,memory-backend=ram",
+            "-m",
+            "1G",
+        ]
 
     kernel = [*none, "-kernel", str(random_file)]
     return [
-        Case("random, destination touched", (kernel, none), (load, touched), prefault=(False, True), bare=["--prefault-destination", "yes"]),
+        Case(
+            "random, destination touched",
+            (kernel, none),
+            (load, touched),
+            prefault=(False, True),
+            bare=["--prefault-destination", "yes"],
+        ),
         Case("random, destination fresh", (kernel, none), (load, none), bare=["--prefault-destination", "no"]),
         Case("written zeros", (none, none), (touched, none), prefault=(True, False)),
         Case(
@@ -72,7 +85,9 @@ def cases(random_file: Path, directory: Path) -> list[Case]:
     ]
 
 
-def run(runs: int = 5, bare_loop: Path | None = None, say: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+def run(
+    runs: int = 5, bare_loop: Path | None = None, say: Callable[[str], None] = lambda _: None
+) -> list[dict[str, Any]]:
     """Measure all cases; one dict a result, as contract section 2 has them.
 
     Args:
@@ -114,16 +129,22 @@ def run(runs: int = 5, bare_loop: Path | None = None, say: Callable[[str], None]
 
 
 def downtime(runs: int = 5, say: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
-    """STOP on the source to RESUME on the destination of an idle 1 GiB machine, in ms; and a guest that dirties 64 MiB at 512 MiB/s."""
+    """STOP on the source to RESUME on the destination, in ms: an idle 1 GiB machine, and a guest that dirties 64 MiB."""
     host.warm()
     idle = [_downtime(["--guest", "idle"], 0, say) for _ in range(runs + 1)][1:]
     busy = [_downtime(["--guest", "seq,wss=64M"], 512 << 20, say) for _ in range(2)]
-    return [_plain("downtime, idle 1 GiB", "ms", idle), _plain("downtime, 64 MiB dirtied over and over at 512 MiB/s", "ms", busy)]
+    return [
+        _plain("downtime, idle 1 GiB", "ms", idle),
+        _plain("downtime, 64 MiB dirtied over and over at 512 MiB/s", "ms", busy),
+    ]
 
 
 def resident(say: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
     """Peak resident memory beyond guest RAM, in MiB, of the larger process."""
-    with tempfile.TemporaryDirectory(prefix="qmig-bench-", dir=SHM) as name, _pair(["-M", "none", "-m", "1G", "--mem", "memfd"], Path(name)) as (a, b):
+    with (
+        tempfile.TemporaryDirectory(prefix="qmig-bench-", dir=SHM) as name,
+        _pair(["-M", "none", "-m", "1G", "--mem", "memfd"], Path(name)) as (a, b),
+    ):
         _prefault(a.qmp)
         _migrate(a.qmp, b.qmp)
         beyond = [(host.memory(side.process.pid)["VmHWM"] - GIB) / 2**20 for side in (a, b)]
@@ -148,10 +169,14 @@ def _qemu(program: str, case: Case, directory: Path) -> Run:
     _clean(directory)
     with contextlib.ExitStack() as stack:
         sides = []
-        for name, arguments in (("destination", [*case.theirs[1], "-incoming", "tcp:127.0.0.1:0"]), ("source", case.theirs[0])):
+        for name, arguments in (
+            ("destination", [*case.theirs[1], "-incoming", "tcp:127.0.0.1:0"]),
+            ("source", case.theirs[0]),
+        ):
             socket = directory / f"{name}.qmp"
             process = subprocess.Popen(
-                [program, "-nodefaults", "-display", "none", "-qmp", f"unix:{socket},server=on,wait=off", *arguments], stdin=subprocess.DEVNULL
+                [program, "-nodefaults", "-display", "none", "-qmp", f"unix:{socket},server=on,wait=off", *arguments],
+                stdin=subprocess.DEVNULL,
             )
             stack.callback(process.wait)
             stack.callback(process.kill)
@@ -163,7 +188,9 @@ def _qemu(program: str, case: Case, directory: Path) -> Run:
 
 
 def _bare(program: Path, case: Case) -> Run:
-    printed = subprocess.run([program, "--size", str(GIB), *case.bare], capture_output=True, text=True, check=True, timeout=DEADLINE_S).stdout
+    printed = subprocess.run(
+        [program, "--size", str(GIB), *case.bare], capture_output=True, text=True, check=True, timeout=DEADLINE_S
+    ).stdout
     found = json.loads(printed)
     return Run(found["seconds"], found["cpu_seconds"])
 
@@ -187,11 +214,16 @@ def _migrate(source: QmpClient, destination: QmpClient, bandwidth: int = 0) -> f
 
 
 def _downtime(guest: list[str], bandwidth: int, say: Callable[[str], None]) -> float:
-    with tempfile.TemporaryDirectory(prefix="qmig-bench-") as name, _pair(["-M", "e2k", "-m", "1G", *guest], Path(name)) as (source, destination):
+    with (
+        tempfile.TemporaryDirectory(prefix="qmig-bench-") as name,
+        _pair(["-M", "e2k", "-m", "1G", *guest], Path(name)) as (source, destination),
+    ):
         _prefault(source.qmp, "e2k.ram")
         _migrate(source.qmp, destination.qmp, bandwidth)
         stop, resume = source.qmp.wait_event("STOP", DEADLINE_S), destination.qmp.wait_event("RESUME", DEADLINE_S)
-        stamps = [event["timestamp"]["seconds"] * 1000 + event["timestamp"]["microseconds"] / 1000 for event in (stop, resume)]
+        stamps: list[float] = [
+            event["timestamp"]["seconds"] * 1000 + event["timestamp"]["microseconds"] / 1000 for event in (stop, resume)
+        ]
         _until(lambda: source.qmp.execute("query-migrate")["status"] == "completed")
         parts = source.qmp.execute("query-migrate").get("x-downtime", {})
         say(f"downtime {stamps[1] - stamps[0]:.2f} ms ({' '.join(guest)}): source's parts in us {json.dumps(parts)}")
@@ -232,7 +264,9 @@ def _rate(name: str, ours: list[Run], reference: list[Run], reference_name: str)
 
 
 def _cpu(name: str, ours: list[Run], reference: list[Run]) -> dict[str, Any]:
-    return _result(f"CPU of both processes, {name}", "s/GiB", [run.cpu for run in ours], [run.cpu for run in reference], "QEMU")
+    return _result(
+        f"CPU of both processes, {name}", "s/GiB", [run.cpu for run in ours], [run.cpu for run in reference], "QEMU"
+    )
 
 
 def _plain(name: str, unit: str, values: list[float]) -> dict[str, Any]:

@@ -53,13 +53,16 @@ class QmpClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def execute(self, command: str, arguments: dict[str, Any] | None = None, **more: Any) -> Any:  # noqa: ANN401
+    def execute(self, command: str, arguments: dict[str, Any] | None = None, **more: Any) -> Any:
         """Run one command and return its value; `more` are arguments with `_` for `-`.
 
         Raises:
             QmpError: The server answered with an error.
         """
-        request = {"execute": command, "arguments": {**(arguments or {}), **{k.replace("_", "-"): v for k, v in more.items()}}}
+        request = {
+            "execute": command,
+            "arguments": {**(arguments or {}), **{k.replace("_", "-"): v for k, v in more.items()}},
+        }
         self._socket.sendall(json.dumps(request).encode())
         end = time.monotonic() + self._deadline
         while True:
@@ -80,7 +83,7 @@ class QmpClient:
                 return None
         return self._events.pop(0)
 
-    def wait_event(self, name: str, deadline: float = 60.0, **data: Any) -> Event:  # noqa: ANN401
+    def wait_event(self, name: str, deadline: float = 60.0, **data: Any) -> Event:
         """The next event `name` whose data holds `data`; earlier events are dropped.
 
         Raises:

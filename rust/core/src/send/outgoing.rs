@@ -358,6 +358,7 @@ impl Outgoing {
             self.rates.dirtied = 0;
             self.rates.evaluated = Instant::now();
         }
+        counters.remaining.set(self.saver.as_ref().map_or(0, RamSaver::remaining_bytes));
         counters.dirty_sync_count.add(1);
         self.session.migration_pass(counters.dirty_sync_count.get());
     }
