@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from qmig_e2k import doctor
+from qmig_e2k._core import __version__
 
 
 def warm(gib: int = 4) -> None:
@@ -42,10 +43,18 @@ def qemu() -> str | None:
 
 
 def facts() -> dict[str, Any]:
-    """The `host` member of every record (contract section 2), with the reference's version."""
-    found = doctor.host()
+    """The `host` member of every record (contract section 2)."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    models = (line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name"))
+    thp = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    versions = {"qmig_e2k": __version__, "python": platform.python_version()}
     if (path := qemu()) is not None:
-        found["versions"]["qemu"] = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, check=True
-        ).stdout.splitlines()[0]
-    return found
+        printed = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+        versions["qemu"] = printed.splitlines()[0]
+    return {
+        "cpu": next(models, platform.machine()),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "thp": thp.read_text().strip() if thp.exists() else "absent",
+        "versions": versions,
+    }

@@ -129,7 +129,7 @@ def run(
 
 
 def downtime(runs: int = 5, say: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
-    """STOP on the source to RESUME on the destination, in ms: an idle 1 GiB machine, and a guest that dirties 64 MiB."""
+    """STOP on the source to RESUME on the destination, in ms: an idle 1 GiB machine; a guest that dirties 64 MiB."""
     host.warm()
     idle = [_downtime(["--guest", "idle"], 0, say) for _ in range(runs + 1)][1:]
     busy = [_downtime(["--guest", "seq,wss=64M"], 512 << 20, say) for _ in range(2)]
