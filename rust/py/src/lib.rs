@@ -14,7 +14,7 @@ mod wire;
 
 use pyo3::prelude::*;
 
-/// The native half of qmig_e2k.
+/// The native half of `qmig_e2k`.
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyBytesMethods};
 use qmig_core::channel::Uri;
 use qmig_core::ram::dirty::DirtyMode;
 use qmig_core::send::{self, Format, Options, Step};
@@ -38,7 +38,7 @@ impl Outgoing {
 }
 
 fn borrow<'a>(sections: &'a [Option<Bound<'_, PyBytes>>]) -> Vec<Option<&'a [u8]>> {
-    sections.iter().map(|section| section.as_ref().map(|bytes| bytes.as_bytes())).collect()
+    sections.iter().map(|section| section.as_ref().map(PyBytesMethods::as_bytes)).collect()
 }
 
 #[pymethods]

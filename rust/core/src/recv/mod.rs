@@ -17,7 +17,7 @@ use ram_loader::RamLoader;
 /// Bytes read ahead at most: fits the second-level cache, so that the copy into place reads warm memory.
 const BUFFER: usize = 256 << 10;
 
-/// The PING that follows OPEN_RETURN_PATH, when there is nothing to look at yet.
+/// The PING that follows `OPEN_RETURN_PATH`, when there is nothing to look at yet.
 const SETUP_PING: u32 = 1;
 
 /// The decoder of the main channel, shared with whoever reads a device payload.
