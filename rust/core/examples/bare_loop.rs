@@ -8,8 +8,8 @@
 //! The receiver is a second process of the same program: it receives into a buffer of 1 MiB and copies each page to where its
 //! header says, checked. No protocol, no dirty log, no zero test: what a migration adds shows as the difference. Prints one
 //! line of JSON: `seconds` from the first send until the receiver has placed the last page, and `cpu_seconds` of both
-//! processes in that time. Memory is made as RAM blocks are (huge pages asked for); `--socket-buffers 0` leaves their sizes
-//! to the kernel, as the channels do.
+//! processes in that time. Memory is made as RAM blocks are (huge pages asked for); sockets get the buffers that channels
+//! between processes of one machine have (`--socket-buffers 0` leaves their sizes to the kernel).
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -35,7 +35,7 @@ struct Options {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut options = Options { size: 1 << 30, prefault: true, backing: "anon".into(), socket_buffers: 0 };
+    let mut options = Options { size: 1 << 30, prefault: true, backing: "anon".into(), socket_buffers: 512 << 10 };
     let mut receive_from = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {

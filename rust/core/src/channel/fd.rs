@@ -20,6 +20,7 @@ pub(super) fn check(uri: &Uri, fd: OwnedFd, direction: Direction) -> Result<Owne
         if sockopt::socket_acceptconn(&fd).map_err(failed)? {
             return Err(uri.error(kind, "the descriptor is a listening socket; pass a connected one"));
         }
+        let _ = sockopt::set_tcp_nodelay(&fd, true); // other families refuse; everything else is left as its maker set it
         return Ok(fd);
     }
     let mode = rustix::fs::fcntl_getfl(&fd).map_err(failed)? & OFlags::RWMODE;

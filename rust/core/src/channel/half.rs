@@ -274,3 +274,29 @@ fn sync_directory(path: &Path) {
         let _ = directory.sync_all();
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_have_their_kind_and_remedy() {
+        let (_reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let cancel = Cancel::new().unwrap();
+        let link = Link::new(writer, Kind::File, &Uri::parse("file:/f").unwrap(), &cancel);
+        for (errno, kind, text) in [
+            (Errno::CONNRESET, ErrorKind::Closed, "file:/f: the peer closed the channel (Connection reset by peer)"),
+            (Errno::TIMEDOUT, ErrorKind::Timeout, "file:/f: writing: Connection timed out"),
+            (Errno::NOSPC, ErrorKind::Io, "file:/f: writing: No space left on device; free some and try again"),
+            (Errno::DQUOT, ErrorKind::Io, "file:/f: writing: Disk quota exceeded; free some and try again"),
+            (Errno::FBIG, ErrorKind::Io, "file:/f: writing: File too large; raise the limit (ulimit -f) or choose another file system"),
+            (Errno::IO, ErrorKind::Io, "file:/f: writing: Input/output error"),
+        ] {
+            let e = link.failed("writing", errno);
+            assert_eq!((e.kind, e.message.as_str()), (kind, text));
+        }
+        cancel.set();
+        assert_eq!(link.failed("writing", Errno::NOSPC).kind, ErrorKind::Cancelled);
+    }
+}

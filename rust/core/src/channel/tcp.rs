@@ -25,6 +25,10 @@ const USER_TIMEOUT_MS: u32 = 60_000;
 /// When a silent connection is asked whether it lives, and how often until `USER_TIMEOUT_MS` ends it.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(20);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Socket buffers towards a peer on this machine. Left alone they grow until pages fall out of the cache before the receiver
+/// copies them: a GiB through `examples/bare_loop` cost 0.50 to 0.55 CPU seconds so, 0.38 with 256 KiB, 0.33 to 0.36 with
+/// 512 KiB and 0.34 to 0.40 with 1 MiB, with the same or a better rate. A network's delay needs the kernel's own growth.
+const LOCAL_BUFFER: usize = 512 << 10;
 /// Tries to find one free port for all address families.
 const PORT_TRIES: u32 = 16;
 
@@ -105,14 +109,24 @@ pub(super) fn listen(uri: &Uri, inet: &Inet) -> Result<Vec<OwnedFd>> {
 }
 
 /// Options of a connected TCP socket. None of them decides whether it works, so a refusal is no error.
-///
-/// Buffer sizes stay the kernel's: measured on loopback, autotuning sends framed pages as fast as any fixed size.
 pub(super) fn tune(fd: &OwnedFd) {
     let _ = sockopt::set_tcp_nodelay(fd, true);
     let _ = sockopt::set_socket_keepalive(fd, true);
     let _ = sockopt::set_tcp_keepidle(fd, KEEPALIVE_IDLE);
     let _ = sockopt::set_tcp_keepintvl(fd, KEEPALIVE_INTERVAL);
     let _ = sockopt::set_tcp_user_timeout(fd, USER_TIMEOUT_MS);
+    if is_local(fd) {
+        let _ = sockopt::set_socket_send_buffer_size(fd, LOCAL_BUFFER);
+        let _ = sockopt::set_socket_recv_buffer_size(fd, LOCAL_BUFFER);
+    }
+}
+
+/// The peer is on this machine.
+fn is_local(fd: &OwnedFd) -> bool {
+    let ip = |name| SocketAddr::try_from(name).ok().map(|address: SocketAddr| address.ip());
+    let here = rustix::net::getsockname(fd).ok().and_then(ip);
+    let there = rustix::net::getpeername(fd).ok().flatten().and_then(ip);
+    here.is_some() && here == there
 }
 
 /// Why a connection did not come about.

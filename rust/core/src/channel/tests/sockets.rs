@@ -59,6 +59,9 @@ fn tcp_options_are_set() {
     let fd = tcp::connect(&uri("tcp:x:1"), &inet(&format!("tcp:{address}")), &cancel()).unwrap();
     assert!(sockopt::tcp_nodelay(&fd).unwrap() && sockopt::socket_keepalive(&fd).unwrap());
     assert_eq!(sockopt::tcp_user_timeout(&fd).unwrap(), 60_000);
+    // The kernel doubles what it is asked for, within its own bounds.
+    let untouched = TcpStream::connect(address).unwrap();
+    assert_ne!(sockopt::socket_send_buffer_size(&fd).unwrap(), sockopt::socket_send_buffer_size(&untouched).unwrap());
     assert!(rustix::io::fcntl_getfd(&fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
 }
 
