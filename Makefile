@@ -86,7 +86,8 @@ $(VENV)/.docs: requirements/docs.txt $(VENV)/.pinned
 
 fuzz: ## Fuzz the stream decoder (FUZZ_TARGET=stream FUZZ_SECONDS=60); see fuzz/README.md
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is needed: cargo install cargo-fuzz --locked"; exit 1; }
-	cd fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $(FUZZ_TARGET) -- -max_total_time=$(FUZZ_SECONDS)
+	$(PYTHON) fuzz/make_seeds.py
+	cd fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $(FUZZ_TARGET) -- -dict=$(FUZZ_TARGET).dict -max_total_time=$(FUZZ_SECONDS)
 
 doctor: build ## What the kernel and the permissions allow here
 	$(BIN)/qmig-e2k doctor
