@@ -127,9 +127,21 @@ class Writer:
 def decode(
     data: Buffer, resolver: Callable[[str, int, int, Reader], None] | None = None, *, footers: bool = True
 ) -> list[dict[str, Any]]:
-    """Every element of a whole stream as dicts (`type`, `offset`, ...). `resolver(idstr, instance, version, reader)` consumes device payloads.
+    """Every element of a whole stream as dicts with `type` and `offset` (of the type byte). Detects whether there is a configuration.
 
-    RAM pages go nowhere but are counted and hashed. Raises StreamError; its `partial` attribute holds the elements before the error.
+    `configuration`: `machine`, `target_page_bits`, `capabilities`, `uuid`. `start`, `part`, `end`, `full`: `section_id`, `idstr`, `instance_id`,
+    `version_id` and either `size` (payload bytes) or, for RAM, `pages` {`normal`, `zero`} and on `start` `blocks` [{`name`, `size`, `offset`, `sha256`}]: RAM goes
+    nowhere but is counted and hashed; the hash is None if the stream is too short for every page. `command`: `name`, `number` and its arguments. `eof`.
+    `description`: `length`, `text`.
+
+    Args:
+        data: the whole stream.
+        resolver: `resolver(idstr, instance, version, reader)` consumes a device payload; without it a few fixed layouts are known (QEMU's `none`
+            and the public qemu-system-e2k).
+        footers: whether sections have footers.
+
+    Raises:
+        StreamError: the stream is refused; `partial` holds the elements before. `trailing-data`: bytes after the end.
     """
 
 # ---- control (rust/py/src/control.rs) -------------------------------------------------------------------------------
