@@ -213,6 +213,9 @@ class Events:
 
 # ---- the two sides (rust/py/src/outgoing.rs, incoming.rs) -----------------------------------------------------------
 
+def check_uri(uri: str) -> None:
+    """Raises MigrationError (`bad-uri`) if `uri` cannot be a migration URI; looks at its form only."""
+
 @final
 class Outgoing:
     """The source of one migration. Called in this order from one Python thread: connect, setup, run (repeatedly), finish, close."""

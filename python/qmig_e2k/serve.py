@@ -123,11 +123,12 @@ def serve(options: Options) -> None:
         cleanup.callback(server.close)
         cleanup.callback(guest.stop)
         cleanup.callback(vm.close)
+        # whoever gets an answer over QMP finds the machine running or waiting, as the command line says
+        _begin(options, vm)
         for address in options.qmp:
             log.info("QMP at %s", server.listen(address))
         if sys.stdout.isatty():
             cleanup.callback(LiveView(vm.machine.control, sys.stdout).close)
-        _begin(options, vm)
         server.serve()
 
 

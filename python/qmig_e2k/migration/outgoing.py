@@ -10,19 +10,19 @@ import os
 import threading
 import time
 
-from qmig_e2k._core import MigrationError, Outgoing
+from qmig_e2k._core import MigrationError, Outgoing, check_uri
 from qmig_e2k.errors import migration_error
 from qmig_e2k.migration.blockers import RUNNING
 from qmig_e2k.migration.handle import Migration
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.stream import Saving
 
-__all__ = ["SYNCHRONOUS", "migrate", "resume_switchover"]
+__all__ = ["migrate", "resume_switchover"]
 
 log = logging.getLogger(__name__)
 
-SYNCHRONOUS = ("exec:", "fd:", "file:")
-"""URIs whose channel is opened inside the command, so that its caller sees the error."""
+_SOCKETS = ("tcp:", "unix:")
+"""URIs whose channel takes time to open. Others are opened inside the command, so that its caller sees the error."""
 
 _PAUSED = "pre-switchover"
 _CANCEL_POLL = 0.02
@@ -38,8 +38,8 @@ def migrate(machine: Machine, uri: str, fd: int | None = None) -> Migration:
         fd: the descriptor for an `fd:` URI, owned from here on, also on error.
 
     Raises:
-        MigrationError: `invalid-state`, `blocked` before anything was tried; for `exec:`, `fd:` and `file:` also what
-            opening them failed with.
+        MigrationError: `invalid-state`, `blocked` before anything was tried; `bad-uri`; for all but sockets also what
+            opening the channel failed with.
     """
     try:
         with machine.settings_lock:
@@ -50,7 +50,9 @@ def migrate(machine: Machine, uri: str, fd: int | None = None) -> Migration:
             os.close(fd)
         raise
     source = _Source(machine, uri)
-    if uri.startswith(SYNCHRONOUS):
+    if uri.startswith(_SOCKETS):
+        source.check()
+    else:
         source.connect(fd)
         fd = None
     threading.Thread(target=source.run, args=(fd,), name="migration").start()
@@ -94,6 +96,14 @@ class _Source:
         self._uri = uri
         self._out: Outgoing | None = None
         self._saving: Saving | None = None
+
+    def check(self) -> None:
+        """Look whether the URI can be one; if not, that ends the migration and is raised."""
+        try:
+            check_uri(self._uri)
+        except BaseException as error:
+            self._end(error)
+            raise
 
     def connect(self, fd: int | None) -> None:
         """Open the channel; a failure ends the migration and is raised."""

@@ -16,7 +16,14 @@ use crate::error::to_py;
 
 /// Adds this file's class to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(check_uri, module)?)?;
     module.add_class::<Outgoing>()
+}
+
+/// Raise what is wrong with the form of a migration URI.
+#[pyfunction]
+fn check_uri(uri: &str) -> PyResult<()> {
+    Uri::parse(uri).map(|_| ()).map_err(|e| to_py(&e))
 }
 
 /// The source of one migration.

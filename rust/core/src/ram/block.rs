@@ -53,7 +53,7 @@ pub struct BlockOptions {
     pub backing: Backing,
     /// The file of `Backing::File`, and of no other.
     pub path: Option<PathBuf>,
-    /// Greatest length in bytes; none: the size.
+    /// Greatest length in bytes; none: the size, and a stream may not change it.
     pub max_size: Option<u64>,
     /// Ask for transparent huge pages (anon, memfd).
     pub thp: bool,
@@ -74,6 +74,7 @@ pub struct Block {
     explicit: bool,
     used: AtomicU64,
     max: u64,
+    resizable: bool,
     /// What was written by ways that the kernel's log does not see.
     pub(super) marks: AtomicBitmap,
     /// A dirty log or a fault handler has the block.
@@ -118,7 +119,7 @@ impl Block {
         if !size.is_multiple_of(memory.page_size() as u64) {
             return Err(bad(format!("size {size:#x} is no multiple of the memory's page size {:#x}", memory.page_size())));
         }
-        Ok(Self::over(name, memory, size, options.backing, false))
+        Ok(Self::over(name, memory, size, options, false))
     }
 
     /// A block over memory of the caller's; all of it is used.
@@ -128,22 +129,24 @@ impl Block {
     pub fn adopt(name: &str, memory: Mapping, explicit: bool) -> Result<Arc<Self>> {
         check_name(name)?;
         let size = memory.view().len() as u64;
-        let made = Self::over(name, memory, size, Backing::Adopted, explicit);
+        let options = BlockOptions { backing: Backing::Adopted, ..BlockOptions::default() };
+        let made = Self::over(name, memory, size, &options, explicit);
         if !explicit {
             dirty::probe(&made).map_err(|e| named(name, e))?;
         }
         Ok(made)
     }
 
-    fn over(name: &str, memory: Mapping, size: u64, backing: Backing, explicit: bool) -> Arc<Self> {
+    fn over(name: &str, memory: Mapping, size: u64, options: &BlockOptions, explicit: bool) -> Arc<Self> {
         let max = memory.view().len() as u64;
         Arc::new(Self {
             name: name.to_owned(),
             memory,
-            backing,
+            backing: options.backing,
             explicit,
             used: AtomicU64::new(size),
             max,
+            resizable: options.max_size.is_some(),
             marks: AtomicBitmap::new(pages(max)),
             leased: AtomicBool::new(false),
             wants_marks: AtomicBool::new(false),
@@ -164,6 +167,11 @@ impl Block {
     /// Bytes that are reserved.
     pub fn max_length(&self) -> u64 {
         self.max
+    }
+
+    /// A stream may bring another length: whoever made the block has named a greatest one.
+    pub fn resizable(&self) -> bool {
+        self.resizable
     }
 
     /// Target pages that migrate.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::ram::{PageTarget, RamList};
+use crate::ram::{Block, PageTarget, RamList};
 use crate::wire::{BlockEntry, PageSink};
 use crate::{Error, ErrorKind, Result};
 
@@ -27,6 +27,21 @@ impl RamLoader {
     }
 }
 
+/// Gives `block` the length that it has at the source.
+fn fit(block: &Block, length: u64) -> Result<()> {
+    let here = block.used_length();
+    let refused = |why: &str| {
+        Error::new(
+            ErrorKind::BlockMismatch,
+            format!("length {length:#x} differs from {here:#x} here{why}; give both sides the same RAM size"),
+        )
+    };
+    if !block.resizable() {
+        return Err(refused(""));
+    }
+    block.resize(length).map_err(|e| refused(&format!(" and cannot be taken over ({})", e.message)))
+}
+
 impl PageSink for RamLoader {
     fn blocks(&mut self, list: &[BlockEntry]) -> Result<()> {
         let mut places = Vec::with_capacity(list.len());
@@ -38,19 +53,7 @@ impl PageSink for RamLoader {
             })?;
             let block = Arc::clone(&self.list.blocks()[found]);
             if block.used_length() != entry.used_length {
-                block.resize(entry.used_length).map_err(|e| {
-                    Error::new(
-                        ErrorKind::BlockMismatch,
-                        format!(
-                            "length {:#x} differs from {:#x} here: {}; give both sides the same RAM size",
-                            entry.used_length,
-                            block.used_length(),
-                            e.message
-                        ),
-                    )
-                    .at(entry.offset)
-                    .within(&name)
-                })?;
+                fit(&block, entry.used_length).map_err(|e| e.at(entry.offset).within(&name))?;
             }
             places.push(PageTarget::new(block)?);
         }
