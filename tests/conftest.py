@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from interop.qemu_peer import QemuPeer
+    from peer import ServePeer
 
 QEMU = os.environ.get("QMIG_QEMU", "qemu-system-x86_64")
 NO_QEMU = (
@@ -49,6 +50,25 @@ def qemu(qemu_binary: str, tmp_path: Path) -> Iterator[Callable[..., QemuPeer]]:
         peer = QemuPeer(
             qemu_binary, tmp_path / f"qemu{len(started)}", *arguments, ram=ram, incoming=incoming, machine=machine
         )
+        started.append(peer)
+        return peer
+
+    yield start
+    for peer in started:
+        peer.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., ServePeer]]:
+    """Starts processes of our own as `qemu` starts QEMUs: `serve("-m", "64M", ram=path, incoming="defer")`."""
+    from peer import ServePeer
+
+    started: list[ServePeer] = []
+
+    def start(
+        *arguments: str, ram: Path | None = None, incoming: str | None = None, machine: str = "none"
+    ) -> ServePeer:
+        peer = ServePeer(tmp_path / f"serve{len(started)}", *arguments, ram=ram, incoming=incoming, machine=machine)
         started.append(peer)
         return peer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+PAGE = 4096
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STREAMS = REPOSITORY / "tests" / "streams"
@@ -26,3 +29,27 @@ def wait_until(predicate: Callable[[], T], seconds: float = 20.0, what: str = "t
             raise AssertionError(f"{what} did not happen within {seconds:g} s (last value: {value!r})")
         time.sleep(pause)
         pause = min(pause * 1.5, 0.02)
+
+
+def mixed_ram(size: int, seed: int = 1) -> bytes:
+    """Random, text, constant and zero pages in runs of one to fifty; the first and the last page are random."""
+    numbers = random.Random(seed)
+    makers = (
+        numbers.randbytes,
+        lambda length: (b"The quick brown fox, %d. " % numbers.getrandbits(32) * length)[:length],
+        lambda length: bytes([numbers.randrange(1, 256)]) * length,
+        bytes,
+    )
+    made = bytearray(numbers.randbytes(PAGE))
+    while len(made) < size - PAGE:
+        made += numbers.choice(makers)(min(numbers.randint(1, 50) * PAGE, size - PAGE - len(made)))
+    return bytes(made + numbers.randbytes(PAGE))
+
+
+def assert_same_memory(found: bytes, wanted: bytes) -> None:
+    """Fails naming the first page that differs; pytest's own comparison of megabytes would take minutes."""
+    assert len(found) == len(wanted)
+    if found == wanted:
+        return
+    wrong = [at for at in range(0, len(wanted), PAGE) if found[at : at + PAGE] != wanted[at : at + PAGE]]
+    raise AssertionError(f"{len(wrong)} of {len(wanted) // PAGE} pages differ, the first at {wrong[0]:#x}")
