@@ -14,6 +14,9 @@ use crate::sys::mmap::{Mapping, Nature};
 use crate::sys::pagemap::{Pagemap, Query};
 use crate::{Error, ErrorKind, Result};
 
+#[cfg(test)]
+mod tests;
+
 /// Longest name: the wire has one byte for its length.
 const NAME_MAX: usize = 255;
 
@@ -248,6 +251,13 @@ impl Block {
     pub fn put_page(&self, offset: u64, page: &[u8]) -> Result<()> {
         let at = self.check(offset, page.len())?;
         self.view().write(at, page);
+        Ok(())
+    }
+
+    /// The same past the caches, for a page that exists already; `PageTarget::settle` before others are told.
+    pub(super) fn stream_page(&self, offset: u64, page: &[u8]) -> Result<()> {
+        let at = self.check(offset, page.len())?;
+        self.view().write_streaming(at, page);
         Ok(())
     }
 

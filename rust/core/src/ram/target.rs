@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::{Bitmap, Block, TARGET_PAGE};
+use crate::sys::guest::settle;
 use crate::sys::mmap::Nature;
 use crate::sys::pagemap::{Pagemap, Query};
 use crate::{Error, Result};
@@ -38,21 +39,29 @@ impl PageTarget {
 
     /// Stores a received target page at `offset`, a multiple of the target page size below the used length.
     pub fn put(&mut self, offset: u64, page: &[u8]) -> Result<()> {
-        self.block.put_page(offset, page)?;
-        self.untouched.clear(index(offset));
-        Ok(())
+        // A page that comes to exist is in the cache, cleared by the kernel; one that exists is not, and need not be.
+        if self.touch(offset) { self.block.put_page(offset, page) } else { self.block.stream_page(offset, page) }
+    }
+
+    /// Makes what was stored so far visible to every thread that is told of it from now on.
+    pub fn settle(&self) {
+        settle();
     }
 
     /// Fills the target page at `offset` with one byte value; with 0 no memory comes to exist.
     pub fn fill(&mut self, offset: u64, value: u8) -> Result<()> {
-        let page = index(offset);
         if value != 0 {
-            self.block.fill(offset, TARGET_PAGE, value)?;
-            self.untouched.clear(page);
-        } else if page >= self.untouched.len() || !self.untouched.get(page) {
-            self.zero(offset)?;
+            self.touch(offset);
+            return self.block.fill(offset, TARGET_PAGE, value);
         }
-        Ok(())
+        let page = index(offset);
+        if page < self.untouched.len() && self.untouched.get(page) { Ok(()) } else { self.zero(offset) }
+    }
+
+    /// The page exists from now on; was it untouched? An offset outside the block is left to the block to refuse.
+    fn touch(&mut self, offset: u64) -> bool {
+        let page = index(offset);
+        page < self.untouched.len() && self.untouched.test_and_clear(page)
     }
 
     /// Makes a page read zero that may hold something.
@@ -70,6 +79,12 @@ impl PageTarget {
             self.block.fill(offset, TARGET_PAGE, 0)?;
         }
         Ok(())
+    }
+}
+
+impl Drop for PageTarget {
+    fn drop(&mut self) {
+        settle();
     }
 }
 

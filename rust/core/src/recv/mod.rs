@@ -84,7 +84,8 @@ impl Incoming {
         let mut loader = lock(&self.loader);
         loop {
             match decoder.next(&mut *loader)? {
-                Event::RamSection { .. } | Event::End { .. } | Event::Description(_) => {}
+                Event::RamSection { .. } => loader.settle(),
+                Event::End { .. } | Event::Description(_) => {}
                 Event::Command(command, offset) => {
                     self.obey(&command).map_err(|e| e.at(offset))?;
                     if self.link().fence.is_some() {

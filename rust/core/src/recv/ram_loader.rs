@@ -21,6 +21,11 @@ impl RamLoader {
         Self { list, places: Vec::new(), normal: 0, duplicate: 0 }
     }
 
+    /// A RAM section is complete: its pages are there for every thread that hears of it.
+    pub fn settle(&self) {
+        self.places.iter().for_each(PageTarget::settle);
+    }
+
     /// Pages received so far: raw, zero.
     pub fn pages(&self) -> (u64, u64) {
         (self.normal, self.duplicate)

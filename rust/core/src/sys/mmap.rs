@@ -188,6 +188,12 @@ impl Mapping {
         let _ = self.advise(0, self.len, if thp { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage });
     }
 
+    /// Gives up the file under the map, so that it does not tell what exists any more.
+    #[cfg(test)]
+    pub(crate) fn forget_file(&mut self) -> Option<OwnedFd> {
+        self.under.take().map(|under| under.fd)
+    }
+
     /// Drops the pages from the page table only (`MADV_DONTNEED`), as a guest's balloon might.
     #[cfg(test)]
     pub(crate) fn zap(&self, offset: usize, len: usize) {

@@ -8,4 +8,5 @@ pub mod pagemap;
 pub mod probe;
 pub mod scan;
 pub mod signal;
+mod stream;
 pub mod uffd;
