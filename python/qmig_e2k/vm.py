@@ -20,7 +20,7 @@ from qmig_e2k.errors import migration_error
 from qmig_e2k.migration.incoming import incoming
 from qmig_e2k.migration.lifetime import close_with_program
 from qmig_e2k.migration.machine import Machine, MappedRam
-from qmig_e2k.migration.outgoing import migrate
+from qmig_e2k.migration.outgoing import migrate, resume_switchover
 from qmig_e2k.migration.settings import Settings
 from qmig_e2k.monitor.server import QmpServer
 from qmig_e2k.savevm import Profile, SaveVmHandler
@@ -252,6 +252,10 @@ class Vm:
         self._migration = migrate(self.machine, uri, fd)
         return self._migration
 
+    def resume_switchover(self, state: str = "pre-switchover") -> None:
+        """Let a migration that waits before its switchover go on. Raises MigrationError (`invalid-state`) if none does."""
+        resume_switchover(self.machine, state)
+
     def incoming(self, uri: str, *, fd: int | None = None) -> Arrival | None:
         """Receive a machine at `uri`; returns a handle as soon as it listens.
 
@@ -317,8 +321,9 @@ class Vm:
         while self._servers:
             self._servers.pop().close()
         self.machine.abandon()
-        if self._migration is not None:
-            self._migration.ended()
+        for handle in (self._migration, self.machine.arrival):
+            if handle is not None:
+                handle.ended()
 
     def __enter__(self) -> Self:
         return self
