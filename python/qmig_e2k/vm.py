@@ -253,7 +253,7 @@ class Vm:
         return self._migration
 
     def resume_switchover(self, state: str = "pre-switchover") -> None:
-        """Let a migration that waits before its switchover go on. Raises MigrationError (`invalid-state`) if none does."""
+        """Let a migration that waits before its switchover go on; MigrationError (`invalid-state`) if none does."""
         resume_switchover(self.machine, state)
 
     def incoming(self, uri: str, *, fd: int | None = None) -> Arrival | None:

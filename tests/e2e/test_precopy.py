@@ -2,19 +2,19 @@
 
 import asyncio
 import mmap
-import os
 import socket
 import threading
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
-from support import wait_until
 
 from qmig_e2k import MigrationError, StreamError, Vm
 from qmig_e2k.savevm import SaveVmHandler
 from qmig_e2k.testing import pair
 from qmig_e2k.vmstate import VMStateDescription, uint32
+from support import wait_until
 
 SIZE = 4 << 20
 
@@ -76,7 +76,8 @@ def test_fd():
 
 
 @pytest.mark.parametrize(
-    ("out", "back"), [("file:{0}/x", "file:{0}/x"), ("exec:cat > {0}/x", "exec:cat {0}/x"), ("file:{0}/x,offset=4096",) * 2]
+    ("out", "back"),
+    [("file:{0}/x", "file:{0}/x"), ("exec:cat > {0}/x", "exec:cat {0}/x"), ("file:{0}/x,offset=4096",) * 2],
 )
 def test_by_way_of_a_file(tmp_path, out, back):
     with pair(size=SIZE) as (source, destination):
@@ -340,7 +341,7 @@ def test_nothing_is_left_over():
     """Descriptors and threads after many migrations are those from before."""
 
     def count():
-        return len(os.listdir("/proc/self/fd")), threading.active_count()
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
     with pair(size=1 << 20) as (first, second):
         first.vm.start()

@@ -118,6 +118,16 @@ impl ReadHalf {
         Self { command, link: Some(link) }
     }
 
+    /// Ends everything that moves bytes on this socket, also in other threads: for who reads that writing is of no use any more.
+    pub fn cutter(&self) -> impl FnOnce() + Send + use<> {
+        let socket = self.link.as_ref().filter(|link| link.kind == Kind::Socket).map(|link| Arc::clone(&link.fd));
+        move || {
+            if let Some(socket) = socket {
+                let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both);
+            }
+        }
+    }
+
     /// One read into `buf`: what is there, waiting only if there is nothing; 0 at the end.
     ///
     /// The end of a command's output is an error if the command failed.

@@ -139,7 +139,7 @@ impl Session {
     fn record(&self, mut error: Error) {
         if !self.withdraw() {
             error.kind = ErrorKind::OwnershipUnknown;
-            error.message += "; the machine was handed over already, so it stays stopped here: look whether the destination runs it before you say `cont`";
+            error.message += "; the machine was handed over already, so its ownership is unknown and it stays stopped here: look whether the destination runs it before you say `cont`";
         }
         self.lock_error().get_or_insert(error);
     }

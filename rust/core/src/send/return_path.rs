@@ -50,8 +50,13 @@ impl ReturnPath {
         let thread = std::thread::Builder::new()
             .name("qmig-return".into())
             .spawn(move || {
+                let cut = reader.cutter();
                 let end = listen(&theirs, reader);
                 theirs.note(|heard| heard.ended = Some(end));
+                // Who does not listen any more may still hold the connection open, with a writer of ours stuck in it.
+                if theirs.lock().shut != Some(0) {
+                    cut();
+                }
             })
             .map_err(|e| Error::io("starting the return-path thread", e))?;
         Ok(Self { shared, thread: Some(thread) })
