@@ -74,7 +74,7 @@ demo: build ## Move a busy machine from one process to another, verified
 
 bench: build ## Measure against QEMU and a bare loop (BENCH=precopy, BENCH_ARGS="--runs 9 --json out.json")
 	$(CARGO) build $(PROFILE) --locked --quiet -p qmig-core --examples
-	$(BIN)/qmig-e2k bench $(BENCH) --bare-loop target/release/examples/bare_loop $(BENCH_ARGS)
+	$(BIN)/qmig-e2k bench $(BENCH) --programs target/release/examples $(BENCH_ARGS)
 
 docs: build $(VENV)/.docs ## The manual as HTML in docs/_build
 	$(BIN)/sphinx-build --fail-on-warning --quiet -b html docs docs/_build

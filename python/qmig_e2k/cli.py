@@ -82,7 +82,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     bench.add_argument("subject", choices=("codec", "ram", "dirty", "precopy", "faults", "vmstate"))
     bench.add_argument("--json", type=Path, metavar="OUT", help="write the record to OUT")
     bench.add_argument("--runs", type=int, default=5, metavar="N", help="counted runs of each case, default 5")
-    bench.add_argument("--bare-loop", type=Path, metavar="PROGRAM", help="a bare loop to measure beside")
+    bench.add_argument("--programs", type=Path, metavar="DIR", help="bare programs to measure beside (see make bench)")
     bench.set_defaults(handler=_bench)
 
 
@@ -207,7 +207,7 @@ def _doctor(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from qmig_e2k import bench  # noqa: PLC0415  the other commands need none of it
 
-    return bench.run(options.subject, runs=options.runs, bare_loop=options.bare_loop, out=options.json)
+    return bench.run(options.subject, runs=options.runs, programs=options.programs, out=options.json)
 
 
 def _not_built(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from qmig_e2k.bench import host, precopy
+from qmig_e2k.bench import dirty, host, precopy, vmstate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 __all__ = ["BUILT", "run"]
 
 SCHEMA = "qmig_e2k/bench/1"
-BUILT = ("precopy",)
+BUILT = ("dirty", "precopy", "vmstate")
 """What can be measured so far."""
 
 
-def run(what: str, *, runs: int = 5, bare_loop: Path | None = None, out: Path | None = None) -> int:
+def run(what: str, *, runs: int = 5, programs: Path | None = None, out: Path | None = None) -> int:
     """Measure `what`, print a table, and write the record to `out` if given.
 
     Args:
         what: One of `BUILT`.
         runs: Counted runs of each program and case.
-        bare_loop: Program of the bare loop (`cargo build --release --example bare_loop`).
+        programs: Directory of the core's examples, the bare programs to stand beside (`make bench` builds them).
         out: File for the JSON record.
 
     Returns:
@@ -42,7 +42,16 @@ def run(what: str, *, runs: int = 5, bare_loop: Path | None = None, out: Path | 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
-    results = [*precopy.run(runs, bare_loop, say), *precopy.downtime(runs, say), *precopy.resident(say)]
+    if what == "precopy":
+        bare_loop = programs / "bare_loop" if programs else None
+        results = [*precopy.run(runs, bare_loop, say), *precopy.downtime(runs, say), *precopy.resident(say)]
+    elif what == "vmstate":
+        results = vmstate.run(runs, say)
+    elif programs is not None:
+        results = dirty.run(runs, programs / "dirty_scan", say)
+    else:
+        print("qmig-e2k bench dirty: needs its bare program; run `make bench BENCH=dirty`", file=sys.stderr)  # noqa: T201
+        return 1
     record = {
         "schema": SCHEMA,
         "host": host.facts(),
