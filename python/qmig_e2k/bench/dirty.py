@@ -23,7 +23,7 @@ def run(runs: int, program: Path, say: Callable[[str], None] = lambda _: None) -
     """
     results = []
     for backing in BACKINGS:
-        command = [program, "--backing", backing, "--runs", str(max(runs, 31))]
+        command = [str(program), "--backing", backing, "--runs", str(max(runs, 31))]
         found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
         say(f"{backing}: sync {found['sync_ns'] / 1000:.0f} us, bare call {found['bare_ns'] / 1000:.0f} us")
         results.append(
