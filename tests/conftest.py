@@ -77,6 +77,16 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServePeer]]:
         peer.close()
 
 
+@pytest.fixture
+def shm_path() -> Iterator[Path]:
+    """A path on tmpfs where no file is yet; the test's end removes what was made there."""
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory) / "ram"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says in one line how many tests had no real QEMU to talk to."""
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if NO_QEMU in str(report.longrepr)]
