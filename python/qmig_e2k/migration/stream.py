@@ -90,6 +90,14 @@ class Loading:
         """
         if event.type in ("start", "full"):
             entry = self._registry.find(event.idstr, event.instance_id, event.version_id, offset=event.offset)
+            if entry.handler.live != (event.type == "start"):
+                sent, here = ("START", "at once (FULL)") if event.type == "start" else ("FULL", "live (START)")
+                raise stream_error(
+                    "unknown-section",
+                    f"the section comes as {sent}, but here it is one that comes {here}",
+                    offset=event.offset,
+                    path=entry.path,
+                )
             if event.type == "start":
                 if entry in self._loaded:
                     raise stream_error(

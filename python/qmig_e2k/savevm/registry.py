@@ -181,7 +181,7 @@ class Registry:
         if entry is None:
             known = ", ".join(str(other.instance_id) for other in self._entries if other.idstr == idstr)
             hint = f"; instances here: {known}" if known else "; the machines differ in their devices"
-            message = f"unknown section {idstr} instance {instance_id}{hint}"
+            message = f"there is no such section here{hint}"
             raise stream_error("unknown-section", message, offset=offset, path=f"{idstr}/{instance_id}")
         if version > entry.handler.version_id:
             message = f"version {version} in the stream, at most {entry.handler.version_id} is known here"

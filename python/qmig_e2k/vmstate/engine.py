@@ -211,7 +211,8 @@ class Loader:
         if description.unmigratable:
             raise Refusal(f"{description.name} cannot be migrated", start)
         if version > description.version_id:
-            raise Refusal(f"version {version} in the stream, at most {description.version_id} is known here", start)
+            most = description.version_id
+            raise Refusal(f"version {version} in the stream, at most {most} is known here", start, "bad-version")
         if self.depth >= MAX_NESTING:
             raise Refusal(f"nested more than {MAX_NESTING} deep", start)
         if version < description.minimum_version_id:
@@ -241,7 +242,7 @@ class Loader:
         old = description.load_state_old
         if old is None or version < description.minimum_version_id_old:
             oldest = description.minimum_version_id if old is None else description.minimum_version_id_old
-            raise Refusal(f"version {version} in the stream, at least {oldest} is needed here", start)
+            raise Refusal(f"version {version} in the stream, at least {oldest} is needed here", start, "bad-version")
         self._hook("load_state_old", start, old, obj, self.reader, version)
 
     def _hook(self, name: str, start: int, hook: Callable[..., object], *arguments: Any) -> None:

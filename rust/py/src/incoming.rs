@@ -90,7 +90,7 @@ impl Incoming {
         Ok(match event {
             Event::Configuration { offset, machine, page_bits, capabilities, uuid } => SectionEvent {
                 page_bits,
-                machine: String::from_utf8_lossy(&machine).into_owned(),
+                machine: text(&machine),
                 capabilities,
                 uuid: uuid.map(Vec::from),
                 ..SectionEvent::empty("configuration", offset)
@@ -104,7 +104,7 @@ impl Incoming {
                 };
                 SectionEvent {
                     section_id: head.id,
-                    idstr: String::from_utf8_lossy(&head.idstr).into_owned(),
+                    idstr: text(&head.idstr),
                     instance_id: head.instance,
                     version_id: head.version,
                     ..SectionEvent::empty(r#type, head.offset)
@@ -132,4 +132,9 @@ impl Incoming {
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.inner.close());
     }
+}
+
+/// A name from the stream; bytes that are no UTF-8 are escaped, so that no two names look alike and an error shows them.
+fn text(name: &[u8]) -> String {
+    std::str::from_utf8(name).map_or_else(|_| name.escape_ascii().to_string(), str::to_owned)
 }
