@@ -10,12 +10,12 @@ from qmig_e2k.migration.stream import Saving
 from qmig_e2k.testing import Proxy, pair
 from support import wait_until
 
-SIZE = 1 << 20
+SIZE = 4 << 20  # more than a pipe holds
 
 
 @pytest.fixture
 def sides():
-    """A busy source, every page of which has been written (more than a pipe holds), and a destination."""
+    """A busy source, every page of which has been written, and a destination."""
     with pair(size=SIZE) as (source, destination):
         source.vm.start()
         wait_until(lambda: source.emulator.value > 2 * SIZE // 4096, what="a write to every page")

@@ -44,7 +44,7 @@ def import_python(path):
 def find_in_rust(parts):
     """Finds the module's file and in it the declaration of the item and, if one is named, of its member."""
     file = REPOSITORY / "rust/core/src"
-    while (file / parts[0]).is_dir():
+    while (file / parts[0]).is_dir() and not (file / f"{parts[0]}.rs").is_file():
         file /= parts.pop(0)
     if (file / f"{parts[0]}.rs").is_file():
         file /= f"{parts.pop(0)}.rs"
