@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -53,3 +55,8 @@ def assert_same_memory(found: bytes, wanted: bytes) -> None:
         return
     wrong = [at for at in range(0, len(wanted), PAGE) if found[at : at + PAGE] != wanted[at : at + PAGE]]
     raise AssertionError(f"{len(wrong)} of {len(wanted) // PAGE} pages differ, the first at {wrong[0]:#x}")
+
+
+def written(memory: bytes) -> bool:
+    """Whether no page of `memory` is zero."""
+    return bool(np.frombuffer(memory, np.uint8).reshape(-1, PAGE).any(axis=1).all())

@@ -2,12 +2,11 @@
 
 import asyncio
 
-import numpy as np
 import pytest
 from qemu.qmp import EventListener, QMPClient
 from qemu.qmp.qmp_client import ExecuteError
 
-from support import PAGE, assert_same_memory, mixed_ram, wait_until
+from support import PAGE, assert_same_memory, mixed_ram, wait_until, written
 
 SIZE = 64 << 20
 DIRECTIONS = [("qemu", "serve"), ("serve", "qemu")]
@@ -130,15 +129,11 @@ def test_there_and_back(qemu, serve, image, content):
     assert_same_memory(back.memory(SIZE), content)
 
 
-def all_written(memory):
-    return np.frombuffer(memory, np.uint8).reshape(-1, PAGE).any(axis=1).all()
-
-
 def test_while_the_guest_writes(qemu, serve):
     source = serve("--guest", "random,wss=16M,rate=1000000")
     destination = qemu(incoming="defer")  # stays paused: its RAM is what arrived
     source.command("cont")
-    wait_until(lambda: all_written(source.memory(16 << 20)), what="a write to every page of the working set")
+    wait_until(lambda: written(source.memory(16 << 20)), what="a write to every page of the working set")
     # 16 MiB that are written faster than they can be sent
     source.command("migrate-set-parameters", max_bandwidth=48 << 20, downtime_limit=1)
     source.command("migrate", uri=destination.listen())
