@@ -6,6 +6,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ QEMU = os.environ.get("QMIG_QEMU", "qemu-system-x86_64")
 NO_QEMU = (
     f"{QEMU} is not installed (on Debian: apt-get install --no-install-recommends qemu-system-x86; or set QMIG_QEMU)"
 )
+
+# A change is judged by what it changes: in CI every run draws the same examples. Locally each run draws new ones.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
