@@ -283,7 +283,8 @@ fn live(plan: &Plan, mut registers: Registers, block: &Block, run: &Run) -> Regi
             }
         });
         if let Some(pace) = pace.as_mut() {
-            pace.did(registers[STEPS] - before);
+            // The count may have come from elsewhere, and wraps.
+            pace.did(registers[STEPS].wrapping_sub(before));
         }
         run.steps[plan.vcpu].store(registers[STEPS], Ordering::Relaxed);
     }

@@ -52,6 +52,21 @@ fn all_registers(guest: &Guest) -> Vec<Registers> {
 const SPECS: [&str; 5] = ["seq", "random", "zipf", "random,read=0.5", "zipf,wss=100K,threads=2"];
 
 #[test]
+fn a_step_count_from_elsewhere_may_wrap() {
+    let (_, guest) = guest("seq,rate=1000000", 1);
+    let mut registers = guest.registers(0).unwrap();
+    registers[STEPS] = u64::MAX - 1;
+    guest.set_registers(0, &registers).unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    guest.start().unwrap();
+    while guest.steps() >= u64::MAX - 1 {
+        assert!(Instant::now() < end, "no step");
+        std::thread::yield_now();
+    }
+    guest.stop().unwrap();
+}
+
+#[test]
 fn what_ran_verifies() {
     for spec in SPECS {
         let (_, guest) = guest(spec, 3);
