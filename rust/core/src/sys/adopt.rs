@@ -142,7 +142,8 @@ fn judge(areas: &[Area], wanted: &Range<usize>, mounts: &str) -> Result<(Nature,
 }
 
 fn nature(area: &Area, mounts: &str) -> Result<Nature> {
-    if area.inode == 0 {
+    // The first System V segment is number 0, and shared.
+    if area.inode == 0 && !area.shared {
         return Ok(Nature::Private);
     }
     if !area.shared {
@@ -193,6 +194,8 @@ VmFlags: rd
 VmFlags: rd wr lo
 70000-80000 rw-s 00000000 00:17 5                        /dev/shm/x
 VmFlags: rd wr
+80000-90000 rw-s 00000000 00:01 0                        /SYSV00000000 (deleted)
+VmFlags: rd wr sh mr mw me ms
 200000-600000 rw-s 00000000 00:0f 9                      /anon_hugepage (deleted)
 KernelPageSize:     2048 kB
 VmFlags: rd wr ht
@@ -212,6 +215,7 @@ VmFlags: rd wr ht
         assert_eq!(look(0x20000..0x30000).unwrap(), (Nature::Shmem, PAGE));
         assert_eq!(look(0x30000..0x40000).unwrap(), (Nature::Disk, PAGE));
         assert_eq!(look(0x70000..0x80000).unwrap(), (Nature::Shmem, PAGE));
+        assert_eq!(look(0x80000..0x90000).unwrap(), (Nature::Shmem, PAGE));
         assert_eq!(look(0x20_0000..0x40_0000).unwrap(), (Nature::Shmem, 2 << 20));
     }
 
@@ -222,7 +226,7 @@ VmFlags: rd wr ht
             (0x50000..0x60000, "read-only"),
             (0x60000..0x70000, "locked"),
             (0x10000..0x30000, "different kinds"),
-            (0x70000..0x90000, "no memory is mapped at 0x80000"),
+            (0x80000..0xa0000, "no memory is mapped at 0x90000"),
             (0x90000..0xa0000, "no memory is mapped at 0x90000"),
             (0x20_1000..0x40_0000, "huge pages"),
         ] {
