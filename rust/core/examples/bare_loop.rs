@@ -97,7 +97,7 @@ fn send_all(socket: &TcpStream, memory: &Mapping, size: usize) -> Result<(), Box
             .collect();
         let mut next = 0;
         while next < records.len() {
-            let mut sent = send(socket.as_fd(), &records[next..])?;
+            let mut sent = send(socket.as_fd(), &records[next..], true)?;
             while next < records.len() && sent >= records[next].len() {
                 sent -= records[next].len();
                 next += 1;

@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::event::PollFlags;
 use rustix::fs::{FileType, OFlags};
@@ -77,10 +78,12 @@ impl Link {
         if self.cancel.is_set() { Err(self.cancelled()) } else { Ok(()) }
     }
 
-    fn wait(&self, events: PollFlags) -> Result<()> {
-        match self.cancel.poll(self.fd.as_fd(), events, None) {
+    fn wait(&self, events: PollFlags, deadline: Option<Instant>) -> Result<()> {
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        match self.cancel.poll(self.fd.as_fd(), events, left) {
             Wake::Cancelled => Err(self.cancelled()),
-            Wake::Ready | Wake::Timeout => Ok(()),
+            Wake::Timeout => Err(self.uri.error(ErrorKind::Timeout, "the peer does not read")),
+            Wake::Ready => Ok(()),
         }
     }
 
@@ -139,7 +142,7 @@ impl ReadHalf {
                 Ok(0) if !buf.is_empty() => break,
                 Ok(got) => return Ok(got),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => link.wait(PollFlags::IN)?,
+                Err(Errno::AGAIN) => link.wait(PollFlags::IN, None)?,
                 Err(errno) => return Err(link.failed("reading", errno)),
             }
         }
@@ -175,11 +178,17 @@ pub struct WriteHalf {
     link: Option<Arc<Link>>,
     /// The file whose name must be on disk when `finish` returns.
     created: Option<Box<Path>>,
+    deadline: Option<Instant>,
 }
 
 impl WriteHalf {
     pub(super) fn new(link: Arc<Link>, command: Option<Command>, created: Option<&Path>) -> Self {
-        Self { command, link: Some(link), created: created.map(Into::into) }
+        Self { command, link: Some(link), created: created.map(Into::into), deadline: None }
+    }
+
+    /// From here on a write that has to wait longer fails as `timeout`: for a time in which nothing can be cancelled.
+    pub fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
     }
 
     /// Writes all of `bytes`.
@@ -192,7 +201,7 @@ impl WriteHalf {
         let Some(link) = &self.link else {
             return Err(Error::new(ErrorKind::InvalidState, "writing to a channel that was finished"));
         };
-        match write_iov(link, vectors) {
+        match write_iov(link, vectors, self.deadline) {
             // A broken pipe only says that the command has gone; its status says why.
             Err(e) if e.kind == ErrorKind::Closed => match &mut self.command {
                 Some(command) => Err(command.gone_early(&link.cancel)),
@@ -232,10 +241,10 @@ impl WriteHalf {
     }
 }
 
-fn write_iov(link: &Link, mut vectors: &[IoVec<'_>]) -> Result<()> {
+fn write_iov(link: &Link, mut vectors: &[IoVec<'_>], deadline: Option<Instant>) -> Result<()> {
     while !vectors.is_empty() {
         let batch = &vectors[..vectors.len().min(io::MAX_IOV)];
-        let mut taken = write_some(link, batch)?;
+        let mut taken = write_some(link, batch, deadline)?;
         let whole = batch
             .iter()
             .take_while(|v| {
@@ -250,7 +259,7 @@ fn write_iov(link: &Link, mut vectors: &[IoVec<'_>]) -> Result<()> {
             // It stopped inside a vector: the rest of that alone, then on.
             let mut rest = vectors[0].after(taken);
             while !rest.is_empty() {
-                rest = rest.after(write_some(link, std::slice::from_ref(&rest))?);
+                rest = rest.after(write_some(link, std::slice::from_ref(&rest), deadline)?);
             }
             vectors = &vectors[1..];
         }
@@ -259,11 +268,11 @@ fn write_iov(link: &Link, mut vectors: &[IoVec<'_>]) -> Result<()> {
 }
 
 /// One write of at most `MAX_IOV` vectors, waiting until there is room.
-fn write_some(link: &Link, vectors: &[IoVec<'_>]) -> Result<usize> {
+fn write_some(link: &Link, vectors: &[IoVec<'_>], deadline: Option<Instant>) -> Result<usize> {
     loop {
         link.check()?;
         let written = match link.kind {
-            Kind::Socket => io::send(link.fd.as_fd(), vectors),
+            Kind::Socket => io::send(link.fd.as_fd(), vectors, deadline.is_none()),
             Kind::Pipe | Kind::File => io::write(link.fd.as_fd(), vectors),
         };
         match written {
@@ -271,7 +280,7 @@ fn write_some(link: &Link, vectors: &[IoVec<'_>]) -> Result<usize> {
             Ok(0) if vectors.iter().any(|v| !v.is_empty()) => return Err(link.failed("writing", Errno::IO)),
             Ok(taken) => return Ok(taken),
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => link.wait(PollFlags::OUT)?,
+            Err(Errno::AGAIN) => link.wait(PollFlags::OUT, deadline)?,
             Err(errno) => return Err(link.failed("writing", errno)),
         }
     }

@@ -71,11 +71,13 @@ impl<'a> IoVec<'a> {
     }
 }
 
-/// Sends from at most [`MAX_IOV`] vectors to a connected socket; returns the bytes taken. A gone peer is `EPIPE`, never a signal.
+/// Sends from at most [`MAX_IOV`] vectors to a connected socket; returns the bytes taken. A gone peer is `EPIPE`, never a signal;
+/// a full socket is `EAGAIN` if it must not `wait`.
 ///
 /// See <https://man7.org/linux/man-pages/man2/sendmsg.2.html>
-pub fn send(socket: BorrowedFd<'_>, vectors: &[IoVec<'_>]) -> Result<usize> {
-    rustix::net::sendmsg(socket, IoVec::slices(vectors), &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
+pub fn send(socket: BorrowedFd<'_>, vectors: &[IoVec<'_>], wait: bool) -> Result<usize> {
+    let flags = if wait { SendFlags::NOSIGNAL } else { SendFlags::NOSIGNAL | SendFlags::DONTWAIT };
+    rustix::net::sendmsg(socket, IoVec::slices(vectors), &mut SendAncillaryBuffer::default(), flags)
 }
 
 /// Writes from at most [`MAX_IOV`] vectors; returns the bytes taken. For what is no socket.
@@ -143,7 +145,7 @@ mod tests {
         let (ours, theirs) = pair();
         let bytes = b"hello";
         let vectors = [IoVec::from_slice(&bytes[..2]), IoVec::from_slice(bytes).after(2), IoVec::from_slice(b"")];
-        assert_eq!(send(ours.as_fd(), &vectors).unwrap(), 5);
+        assert_eq!(send(ours.as_fd(), &vectors, true).unwrap(), 5);
         assert_eq!(write(ours.as_fd(), &vectors).unwrap(), 5);
         let mut got = [0; 16];
         assert_eq!(rustix::io::read(&theirs, &mut got).unwrap(), 10);
@@ -159,7 +161,7 @@ mod tests {
         let memory = unsafe { crate::sys::guest::GuestMem::new(base, 64) };
         let vector = IoVec::from_guest(memory.range(8, 16));
         assert_eq!((vector.len(), vector.base), (16, base.as_ptr().wrapping_add(8).cast_const()));
-        assert_eq!(send(ours.as_fd(), &[vector]).unwrap(), 16);
+        assert_eq!(send(ours.as_fd(), &[vector], true).unwrap(), 16);
         let mut got = [0; 64];
         assert_eq!(rustix::io::read(&theirs, &mut got).unwrap(), 16);
         assert_eq!(got[..16], [7; 16]);
@@ -169,14 +171,14 @@ mod tests {
     fn a_gone_peer_is_an_error_and_no_signal() {
         let (ours, theirs) = pair();
         drop(theirs);
-        assert_eq!(send(ours.as_fd(), &[IoVec::from_slice(b"x")]), Err(Errno::PIPE));
+        assert_eq!(send(ours.as_fd(), &[IoVec::from_slice(b"x")], true), Err(Errno::PIPE));
     }
 
     #[test]
     fn unsent_bytes_are_counted() {
         let (ours, theirs) = pair();
         assert_eq!(socket_unsent(ours.as_fd()), Ok(0));
-        send(ours.as_fd(), &[IoVec::from_slice(&[0; 100])]).unwrap();
+        send(ours.as_fd(), &[IoVec::from_slice(&[0; 100])], true).unwrap();
         assert!(socket_unsent(ours.as_fd()).unwrap() >= 100);
         rustix::io::read(&theirs, &mut [0; 100]).unwrap();
         assert_eq!(socket_unsent(ours.as_fd()), Ok(0));
@@ -206,7 +208,7 @@ mod tests {
         rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::empty()).unwrap();
         let adopted = adopt(ours.into_raw_fd()).unwrap();
         assert!(rustix::io::fcntl_getfd(&adopted).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
-        send(adopted.as_fd(), &[IoVec::from_slice(b"x")]).unwrap();
+        send(adopted.as_fd(), &[IoVec::from_slice(b"x")], true).unwrap();
         assert_eq!(rustix::io::read(&theirs, &mut [0; 4]).unwrap(), 1);
     }
 }

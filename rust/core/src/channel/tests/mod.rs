@@ -223,6 +223,20 @@ fn cancel_ends_a_blocked_socket_write() {
 }
 
 #[test]
+fn a_deadline_ends_a_blocked_write() {
+    let cancel = cancel();
+    let (ours, _theirs) = pair();
+    let (reader, theirs) = pipe();
+    for fd in [ours, theirs] {
+        let mut writer = connect(&uri("fd:test"), Some(fd), &cancel).unwrap().writer.unwrap();
+        writer.set_deadline(Instant::now() + Duration::from_millis(20));
+        let error = writer.write_all(&vec![1; 16 << 20]).unwrap_err();
+        assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Timeout, "fd:test: the peer does not read"));
+    }
+    drop(reader);
+}
+
+#[test]
 fn cancel_ends_a_blocked_pipe() {
     ends_by_cancel(|cancel, begin| {
         let (_reader, writer) = pipe();
