@@ -256,6 +256,26 @@ impl Mapping {
         Ok(true)
     }
 
+    /// Visits the numbers of the pages in `range` (of offsets, whole pages) that are in memory, also while the kernel moves them,
+    /// which the page map shows like a page in swap. Markers of the kernel's are no pages.
+    pub fn resident(&self, range: Range<usize>, mut visit: impl FnMut(usize)) -> rustix::io::Result<()> {
+        let mut states = [0_u8; 4096];
+        for at in range.clone().step_by(states.len() * PAGE) {
+            let len = (states.len() * PAGE).min(range.end - at);
+            let place = self.view().range(at, len).as_ptr().cast_mut();
+            // SAFETY: the kernel reads no memory there and writes one byte a page, for which there is room.
+            while unsafe { libc::mincore(place.cast(), len, states.as_mut_ptr()) } != 0 {
+                match std::io::Error::last_os_error().raw_os_error().map(Errno::from_raw_os_error) {
+                    Some(Errno::AGAIN) => {}
+                    errno => return Err(errno.unwrap_or(Errno::IO)),
+                }
+            }
+            let found = states[..len / PAGE].iter().enumerate().filter(|(_, state)| **state & 1 != 0);
+            found.for_each(|(page, _)| visit(at / PAGE + page));
+        }
+        Ok(())
+    }
+
     /// Brings the pages of the range in, ready for reading or for writing.
     pub fn populate(&self, offset: usize, len: usize, write: bool) -> Result<()> {
         let advice = if write { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };

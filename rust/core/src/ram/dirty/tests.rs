@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::wp_async::WpAsync;
 use super::*;
 use crate::ram::{Backing, BlockOptions, TARGET_PAGE};
+use crate::sys::mmap::Nature;
 
 const HUGE: u64 = 2 << 20;
 const NONE: [usize; 0] = [];
@@ -86,6 +87,20 @@ fn reports_exactly_what_was_written() {
             assert_eq!(sync(&mut *log, pages), whole(&block, &written), "{kind}, round {round}");
             assert_eq!(sync(&mut *log, pages), NONE, "{kind}: reported once");
         }
+    }
+}
+
+#[test]
+fn markers_are_no_pages_in_memory() {
+    for (kind, block) in kinds(2 * HUGE).into_iter().filter(|(_, block)| block.memory().nature() == Nature::Private) {
+        fill(&block, 0..512, 1);
+        let (_log, untouched) = start(&block);
+        assert_eq!(untouched.runs().collect::<Vec<_>>(), [512..1024], "{kind}");
+        fill(&block, 700..701, 1);
+        let mut found = Bitmap::new(1024);
+        block.memory().resident(0..2 * HUGE as usize, |page| _ = found.set(page)).unwrap();
+        let expected: Vec<_> = (0..512).chain(whole(&block, &[700])).collect();
+        assert_eq!(found.runs().flatten().collect::<Vec<_>>(), expected, "{kind}");
     }
 }
 

@@ -92,8 +92,9 @@ impl WpAsync {
 
     /// Protects private memory. Sets the bits of the pages that did not exist when they were protected.
     ///
-    /// Such a page was absent before and has a marker after. The kernel shows a marker and a protected page in swap alike,
-    /// but to be in swap it must have been written and swapped out in between; if that can have happened, no bit is set.
+    /// Such a page was absent before and has a marker after. The kernel shows a marker, a protected page in swap and one that
+    /// it is just moving alike. The last is told apart by a look at what is in memory; to be in swap a page must have been
+    /// written and swapped out in between; if that can have happened, no bit is set.
     fn protect_private(&mut self, untouched: &mut Bitmap) -> rustix::io::Result<()> {
         let pressure = Pressure::now();
         let mut before = Bitmap::new(untouched.len());
@@ -101,8 +102,13 @@ impl WpAsync {
         self.protect()?;
         let mut after = Bitmap::new(untouched.len());
         self.collect(Query::PROTECTED_ABSENT, &mut after)?;
+        after.and(&before);
+        let mut moving = Bitmap::new(untouched.len());
+        for run in after.runs() {
+            self.lease.0.memory().resident(run.start * TARGET_PAGE..run.end * TARGET_PAGE, |page| _ = moving.set(page))?;
+        }
+        after.and_not(&moving);
         if !pressure.swapped_since() {
-            after.and(&before);
             untouched.or(&after);
         }
         Ok(())
