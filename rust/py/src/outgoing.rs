@@ -87,8 +87,9 @@ impl Outgoing {
     }
 
     #[getter]
-    fn two_way(&self) -> bool {
-        self.inner().two_way()
+    fn two_way(&self, py: Python<'_>) -> bool {
+        // `run` holds the lock for as long as it likes.
+        py.detach(|| self.inner().two_way())
     }
 
     fn setup(&self, py: Python<'_>, head: &[u8], sections: Vec<Option<Bound<'_, PyBytes>>>) -> PyResult<()> {

@@ -18,10 +18,12 @@ use crate::{Error, ErrorKind, Result};
 /// How long the destination may take to load what was sent, and to say its last word. The machine stands still meanwhile, so it is
 /// bounded; device state is at most a few MiB, so it is generous.
 const FENCE_DEADLINE: Duration = Duration::from_secs(30);
-/// A turn of RAM beside other live handlers.
-const SHARED_TURN: Duration = Duration::from_millis(50);
+/// A turn of RAM: how soon parameters, the destination's words, other live handlers and the counters have their turn.
+const TURN: Duration = Duration::from_millis(50);
 /// How often the dirty rate is evaluated at most.
 const RATE_PERIOD: Duration = Duration::from_secs(1);
+/// A window that carried fewer bytes says nothing about the rate (spec/control-plane 3.3).
+const LEAST_FOR_ESTIMATE: u64 = 10_000;
 /// Chances for a writer that has not noticed the stop.
 const LATE_PASSES: u32 = 1;
 
@@ -87,6 +89,8 @@ struct Rates {
     dirtied: u64,
     pages_sent: u64,
     bytes_per_ms: f64,
+    /// Bytes dirty at the last sync.
+    dirty_bytes: u64,
 }
 
 impl Outgoing {
@@ -108,7 +112,7 @@ impl Outgoing {
             convergence: Convergence::new(0),
             pings: 0,
             precopy_bytes: None,
-            rates: Rates { evaluated: Instant::now(), dirtied: 0, pages_sent: 0, bytes_per_ms: 0.0 },
+            rates: Rates { evaluated: Instant::now(), dirtied: 0, pages_sent: 0, bytes_per_ms: 0.0, dirty_bytes: 0 },
         })
     }
 
@@ -174,8 +178,7 @@ impl Outgoing {
             let bandwidth = self.control.parameters().max_bandwidth;
             self.parts()?.1.set_bandwidth(bandwidth);
             if self.parts()?.0.remaining_bytes() > 0 {
-                let deadline = (pending > 0).then(|| Instant::now() + SHARED_TURN);
-                self.ram_pass(SectionKind::Part, true, deadline)?;
+                self.ram_pass(SectionKind::Part, true, Some(Instant::now() + TURN))?;
             }
             self.window()?;
             let (saver, stream) = self.parts()?;
@@ -270,9 +273,11 @@ impl Outgoing {
             } else {
                 self.flush()?;
             }
-            let newly = self.parts()?.0.sync()?;
-            if newly == 0 {
-                return Ok(());
+            let saver = self.parts()?.0;
+            saver.sync()?;
+            if saver.remaining_bytes() == 0 {
+                // The destination may have given up after its answer.
+                return self.check();
             }
             if late < LATE_PASSES {
                 self.ram_pass(SectionKind::Part, false, None)?;
@@ -297,10 +302,13 @@ impl Outgoing {
     }
 
     fn after_commit(&mut self, tail: &[u8]) -> Result<()> {
+        // Nothing can be cancelled any more.
+        let deadline = Instant::now() + FENCE_DEADLINE;
+        self.parts()?.1.set_deadline(deadline);
         self.put(tail)?;
         self.parts()?.1.finish()?;
         let Some(back) = &self.back else { return Ok(()) };
-        match back.wait_shut(Instant::now() + FENCE_DEADLINE)? {
+        match back.wait_shut(deadline)? {
             Some(0) => Ok(()),
             Some(status) => Err(Error::new(ErrorKind::ReturnPath, format!("the destination reported failure (status {status})"))),
             None if self.options.format == Format::V2_9 => Ok(()),
@@ -358,7 +366,8 @@ impl Outgoing {
             self.rates.dirtied = 0;
             self.rates.evaluated = Instant::now();
         }
-        counters.remaining.set(self.saver.as_ref().map_or(0, RamSaver::remaining_bytes));
+        self.rates.dirty_bytes = self.saver.as_ref().map_or(0, RamSaver::remaining_bytes);
+        counters.remaining.set(self.rates.dirty_bytes);
         counters.dirty_sync_count.add(1);
         self.session.migration_pass(counters.dirty_sync_count.get());
     }
@@ -366,7 +375,6 @@ impl Outgoing {
     /// At the end of a bandwidth window: throughput, pages per second, expected downtime.
     fn window(&mut self) -> Result<()> {
         let (saver, stream) = self.parts()?;
-        let remaining = saver.remaining_bytes();
         let pages = saver.pages_sent();
         let sent = stream.sent();
         let window = stream.rate().window_elapsed();
@@ -378,8 +386,8 @@ impl Outgoing {
         counters.mbps.set(self.rates.bytes_per_ms * 8.0 / 1000.0);
         counters.pages_per_second.set(per_second(pages - self.rates.pages_sent, elapsed));
         self.rates.pages_sent = pages;
-        if self.rates.bytes_per_ms > 0.0 {
-            counters.expected_downtime.set(whole(to_f64(remaining) / self.rates.bytes_per_ms));
+        if counters.dirty_pages_rate.get() > 0 && bytes > LEAST_FOR_ESTIMATE {
+            counters.expected_downtime.set(whole(to_f64(self.rates.dirty_bytes) / self.rates.bytes_per_ms));
         }
         Ok(())
     }

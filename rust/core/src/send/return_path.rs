@@ -67,15 +67,11 @@ impl ReturnPath {
         failure(&self.shared.lock())
     }
 
-    /// Wait until the destination has answered PING `token`.
+    /// Wait until the destination has answered PING `token`. An answer counts only while the destination has not given up since.
     pub fn wait_pong(&self, token: u32, deadline: Instant) -> Result<()> {
-        self.wait(
-            deadline,
-            "the answer to the last PING",
-            |heard| {
-                if heard.pong == Some(token) { Some(Ok(())) } else { failure(heard).map(Err) }
-            },
-        )
+        self.wait(deadline, "the answer to the last PING", |heard| {
+            failure(heard).map(Err).or_else(|| (heard.pong == Some(token)).then_some(Ok(())))
+        })
     }
 
     /// Wait for the destination's SHUT. `Ok(None)`: the channel ended cleanly without one, as 2.9 does.
@@ -141,5 +137,35 @@ fn listen(shared: &Shared, reader: ReadHalf) -> Result<()> {
                 return Err(Error::new(ErrorKind::ReturnPath, format!("message {} has no place in a precopy migration", other.name())));
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::channel::{self, Cancel, Uri};
+    use crate::wire::Output;
+
+    #[test]
+    fn an_answer_does_not_outweigh_a_refusal() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let cancel = Cancel::new().unwrap();
+        let channel = channel::connect(&Uri::parse("fd:test").unwrap(), Some(ours.into()), &cancel).unwrap();
+        let (reader, _writer) = channel.split();
+        let mut path = ReturnPath::start(reader.unwrap()).unwrap();
+        let mut words = Output::new();
+        ReturnMessage::Pong(2).write(&mut words);
+        ReturnMessage::Shut(1).write(&mut words);
+        theirs.write_all(words.as_slice()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        assert_eq!(path.wait_shut(deadline).unwrap(), Some(1));
+        assert_eq!(path.wait_pong(2, deadline).unwrap_err().kind, ErrorKind::ReturnPath);
+        cancel.set();
+        path.join();
     }
 }

@@ -1,6 +1,7 @@
 //! The main channel of the source while it is written: batch, rate limit and byte count in one hand.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::batch::Batch;
 use crate::Result;
@@ -57,6 +58,11 @@ impl Stream {
     /// Write what is pending.
     pub fn flush(&mut self) -> Result<()> {
         self.batch.flush(&self.blocks, &mut self.writer)
+    }
+
+    /// From here on a write that has to wait longer fails.
+    pub fn set_deadline(&mut self, deadline: Instant) {
+        self.writer.set_deadline(deadline);
     }
 
     /// Flush and let the transport finish: the child's exit status, the file's fsync.
