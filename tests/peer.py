@@ -114,7 +114,8 @@ class Peer:
         if not uri.startswith("tcp:"):
             return uri
         address = self.migration()["socket-address"][0]
-        return f"tcp:{address['host']}:{address['port']}"
+        host = f"[{address['host']}]" if ":" in address["host"] else address["host"]
+        return f"tcp:{host}:{address['port']}"
 
     def memory(self, length: int, address: int = 0) -> bytes:
         """Guest-physical RAM as bytes, by pmemsave."""

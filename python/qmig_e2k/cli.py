@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -12,7 +13,6 @@ from pathlib import Path
 from uuid import UUID
 
 from qmig_e2k._core import MigrationError, __version__
-from qmig_e2k.e2k.models import DEFAULT_MODEL
 from qmig_e2k.migration.parameters import parse_size
 
 __all__ = ["main"]
@@ -97,7 +97,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="TYPE[,tags=on]",
         help="e2k (default), e2k-qemu or none",
     )
-    add("-cpu", default=DEFAULT_MODEL, metavar="MODEL", help=f"CPU model, {DEFAULT_MODEL} when not given")
+    add("-cpu", metavar="MODEL", help="CPU model, e8c when not given")
     add("-smp", type=int, metavar="N", help="vCPUs, 1 to 8, default 1 (none: 0)")
     add(
         "-m",
@@ -155,7 +155,9 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from qmig_e2k.serve import Options, serve  # noqa: PLC0415  the other commands need none of it
+    # numpy starts threads when it is imported; signals must be masked in them, too, to reach the core's thread only
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    from qmig_e2k.serve import Options, serve  # noqa: PLC0415  see above
 
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="qmig-e2k: %(message)s")

@@ -36,7 +36,7 @@ class Options:
 
     machine: str = "e2k"
     tags: bool = False
-    cpu: str = DEFAULT_MODEL
+    cpu: str | None = None
     smp: int | None = None
     memory: int = 128 << 20
     backing: Literal["anon", "memfd", "hugetlb"] = "anon"
@@ -102,7 +102,7 @@ def serve(options: Options) -> None:
         cpus=options.smp,
         kernel_size=options.kernel.stat().st_size if options.kernel and options.machine != "none" else None,
         tags=options.tags,
-        model=options.cpu,
+        model=options.cpu or DEFAULT_MODEL,
     )
     blocks = _memory(options, hardware)
     guest = _guest(options, blocks[0])
@@ -117,6 +117,9 @@ def serve(options: Options) -> None:
         )
         for block in blocks:
             vm.add_ram(block.name, buffer=block)
+            if block.dirty_log == "explicit":
+                # a file on a disk: its only writer is the model guest, which says what it writes
+                vm.machine.dirty_log = "explicit"
         server = QmpServer(vm.machine, guest=guest)
         # before any other thread exists; from here on signals and `quit` end even a stuck process
         server.monitor.handle_signals()

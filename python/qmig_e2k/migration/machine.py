@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from qmig_e2k._core import Block, Control
 from qmig_e2k.errors import migration_error
@@ -68,6 +68,7 @@ class Machine:
         name: machine type name on the wire.
         label: the name given by `-name`, or None.
         uuid: the machine's UUID, or None.
+        dirty_log: `explicit` if whoever writes RAM says so by mark_dirty; `auto`: each block's own.
         autostart: the machine runs after an incoming migration (`-S` and `stop` clear it, `cont` sets it).
         blocks: RAM in order of registration.
         memory_map: where the guest sees which RAM.
@@ -99,6 +100,7 @@ class Machine:
         self.control = Control(label)
         self.lock = threading.RLock()
         self.settings_lock = threading.RLock()
+        self.dirty_log: Literal["auto", "explicit"] = "auto"
         self.autostart = True
         self.blocks: list[Block] = []
         self.memory_map: list[MappedRam] = []

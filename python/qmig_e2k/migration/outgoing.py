@@ -135,6 +135,7 @@ class _Source:
                 section_id=saving.ram_section_id,
                 footers=profile.footers,
                 switchover_start=profile.switchover_start,
+                dirty_log=self._machine.dirty_log,
             )
         except BaseException:
             if fd is not None:

@@ -111,7 +111,8 @@ def _ram_lines(ram: Mapping[str, Any]) -> list[str]:
 def _address_text(address: Mapping[str, Any]) -> str:
     kind = address.get("type")
     if kind == "inet":
-        return f"tcp:{address.get('host')}:{address.get('port')}"
+        host = str(address.get("host"))
+        return f"tcp:{f'[{host}]' if ':' in host else host}:{address.get('port')}"
     if kind == "unix":
         return f"unix:{address.get('path')}"
     return f"fd:{address.get('str')}"
