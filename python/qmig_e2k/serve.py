@@ -65,8 +65,7 @@ class GuestEmulator:
 
     def start(self) -> None:
         """Go on from what the CPUs hold."""
-        for vcpu, registers in enumerate(self._hardware.guest_state()[: self._guest.threads]):
-            self._guest.set_registers(vcpu, registers)
+        self._take()
         self._guest.start()
 
     def stop(self) -> None:
@@ -81,6 +80,19 @@ class GuestEmulator:
     def throttle(self, percent: int) -> None:
         """Take so much of the guest's time away."""
         self._guest.throttle(percent)
+
+    def verify(self) -> tuple[int, bool, int | None]:
+        """Replay all steps, also those of a machine that has arrived and not run yet.
+
+        Returns as ModelGuest.verify, and raises MigrationError as it does.
+        """
+        if not self._guest.running:
+            self._take()
+        return self._guest.verify()
+
+    def _take(self) -> None:
+        for vcpu, registers in enumerate(self._hardware.guest_state()[: self._guest.threads]):
+            self._guest.set_registers(vcpu, registers)
 
     def _show(self) -> None:
         self._hardware.set_guest_state([self._guest.registers(vcpu) for vcpu in range(self._guest.threads)])
@@ -107,9 +119,10 @@ def serve(options: Options) -> None:
     blocks = _memory(options, hardware)
     guest = _guest(options, blocks[0])
     with ExitStack() as cleanup:
+        emulator = GuestEmulator(guest, hardware)
         vm = Vm(
             hardware,
-            GuestEmulator(guest, hardware),
+            emulator,
             cpus=max(len(hardware.cpus), 1),
             name=options.name,
             uuid=options.uuid,
@@ -120,7 +133,7 @@ def serve(options: Options) -> None:
             if block.dirty_log == "explicit":
                 # a file on a disk: its only writer is the model guest, which says what it writes
                 vm.machine.dirty_log = "explicit"
-        server = QmpServer(vm.machine, guest=guest)
+        server = QmpServer(vm.machine, guest=emulator)
         # before any other thread exists; from here on signals and `quit` end even a stuck process
         server.monitor.handle_signals()
         cleanup.callback(server.close)

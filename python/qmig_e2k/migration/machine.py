@@ -75,7 +75,7 @@ class Machine:
         registry: the handlers of clock, RAM, run state and devices, registered by whoever makes the machine.
         clock: the guest's time, running while the machine runs.
         global_state: the run state that travels.
-        reset_hooks: called when the machine is reset, after the emulator's own.
+        reset_hooks: called when the machine is reset, before the emulator's own.
         switchover_released: set by `migrate-continue`.
         arrival: the incoming migration that listens or is being loaded, or the last one.
     """
@@ -262,9 +262,9 @@ class Machine:
     def reset_devices(self) -> None:
         """Bring devices and emulator to their first state; no event, no run state."""
         with self.lock:
-            self._hook("reset")
             for hook in self.reset_hooks:
                 hook()
+            self._hook("reset")
 
     def _refuse_switchover(self, what: str) -> None:
         if self.control.run_state == "finish-migrate":

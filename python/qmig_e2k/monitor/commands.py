@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
-from qmig_e2k._core import Command, MigrationError, ModelGuest
+from qmig_e2k._core import Command, MigrationError
 from qmig_e2k.migration.capabilities import ALIASES as CAPABILITY_ALIASES
 from qmig_e2k.migration.capabilities import CAPABILITIES
 from qmig_e2k.migration.incoming import incoming
@@ -36,7 +36,7 @@ from qmig_e2k.monitor.schema import (
     Struct,
 )
 
-__all__ = ["COMMANDS", "execute"]
+__all__ = ["COMMANDS", "Verifiable", "execute"]
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +59,19 @@ STATUSES = (
 """Names of the migration statuses, in the order of QEMU 7.2."""
 
 
+class Verifiable(Protocol):
+    """A guest whose steps can be replayed."""
+
+    def verify(self) -> tuple[int, bool, int | None]:
+        """Steps, whether all of RAM is what they make of it, and else the first difference."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One command being run, with its checked arguments, on a machine that may have a model guest."""
 
     machine: Machine
-    guest: ModelGuest | None
+    guest: Verifiable | None
     command: Command
     arguments: dict[str, Any]
 
@@ -90,7 +97,7 @@ class Entry:
     arguments: Struct = NO_ARGUMENTS
 
 
-def execute(machine: Machine, guest: ModelGuest | None, command: Command) -> bool:
+def execute(machine: Machine, guest: Verifiable | None, command: Command) -> bool:
     """Run `command` and answer it; never raises. True if it was answered with success."""
     try:
         entry = COMMANDS[command.name]

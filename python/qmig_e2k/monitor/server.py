@@ -3,9 +3,9 @@
 import threading
 from collections.abc import Callable
 
-from qmig_e2k._core import ModelGuest, Monitor, __version__
+from qmig_e2k._core import Monitor, __version__
 from qmig_e2k.migration.machine import Machine
-from qmig_e2k.monitor.commands import COMMANDS, execute
+from qmig_e2k.monitor.commands import COMMANDS, Verifiable, execute
 
 __all__ = ["QmpServer"]
 
@@ -15,12 +15,12 @@ class QmpServer:
 
     Args:
         machine: what the commands act on.
-        guest: the model guest, if one runs.
+        guest: what `x-verify` asks, if there is a model guest.
         on_quit: called on the worker after `quit` was answered; the server stops serving by itself.
     """
 
     def __init__(
-        self, machine: Machine, *, guest: ModelGuest | None = None, on_quit: Callable[[], None] | None = None
+        self, machine: Machine, *, guest: Verifiable | None = None, on_quit: Callable[[], None] | None = None
     ) -> None:
         self.monitor = Monitor(machine.control, list(COMMANDS), f"qmig_e2k {__version__}")
         self._machine = machine
