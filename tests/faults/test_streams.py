@@ -304,6 +304,13 @@ CASES = {
         "dev/0",
     ),
     "a missing device": (drop("dev"), "missing-section", None, None, "dev/0"),
+    "missing RAM": (
+        lambda s: s.pieces.update(start=b"", part=b"", last=b""),
+        "missing-section",
+        "end",
+        0,
+        "ram",
+    ),
     "a missing clock": (drop("timer"), "missing-section", None, None, "timer/0"),
     # devices
     "a value that must be equal": (patch("dev", SECTION, u32(8)), "device-state", "dev", SECTION, "dev/0/kind"),

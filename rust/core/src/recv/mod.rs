@@ -85,10 +85,12 @@ impl Incoming {
         loop {
             match decoder.next(&mut *loader)? {
                 Event::RamSection { .. } => loader.settle(),
-                Event::End { .. } | Event::Description(_) => {}
+                Event::End { offset } => loader.check_complete().map_err(|e| e.at(offset))?,
+                Event::Description(_) => {}
                 Event::Command(command, offset) => {
                     self.obey(&command).map_err(|e| e.at(offset))?;
                     if self.link().fence.is_some() {
+                        loader.check_complete().map_err(|e| e.at(offset))?;
                         return Ok(Event::Command(command, offset));
                     }
                 }
@@ -106,11 +108,6 @@ impl Incoming {
     /// The payload is consumed: check the footer.
     pub fn section_done(&self) -> Result<()> {
         lock(&*self.main()?).section_done()
-    }
-
-    /// Pages received so far: raw, zero.
-    pub fn pages(&self) -> (u64, u64) {
-        lock(&self.loader).pages()
     }
 
     /// Answer SHUT if there is a return path, and close.

@@ -11,14 +11,12 @@ use crate::{Error, ErrorKind, Result};
 pub struct RamLoader {
     list: RamList,
     places: Vec<PageTarget>,
-    normal: u64,
-    duplicate: u64,
 }
 
 impl RamLoader {
     /// A loader for the registered blocks.
     pub fn new(list: RamList) -> Self {
-        Self { list, places: Vec::new(), normal: 0, duplicate: 0 }
+        Self { list, places: Vec::new() }
     }
 
     /// A RAM section is complete: its pages are there for every thread that hears of it.
@@ -26,9 +24,12 @@ impl RamLoader {
         self.places.iter().for_each(PageTarget::settle);
     }
 
-    /// Pages received so far: raw, zero.
-    pub fn pages(&self) -> (u64, u64) {
-        (self.normal, self.duplicate)
+    /// Refuses a stream that says it is complete and never announced this machine's RAM.
+    pub fn check_complete(&self) -> Result<()> {
+        if self.places.len() == self.list.len() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::MissingSection, "the stream has no RAM, and this machine does").within("ram"))
     }
 }
 
@@ -73,12 +74,10 @@ impl PageSink for RamLoader {
     }
 
     fn zero(&mut self, block: usize, offset: u64, fill: u8) -> Result<()> {
-        self.duplicate += 1;
         self.places[block].fill(offset, fill)
     }
 
     fn page(&mut self, block: usize, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.normal += 1;
         self.places[block].put(offset, bytes)
     }
 }
