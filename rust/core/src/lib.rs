@@ -4,7 +4,7 @@
 //! transports (`channel`), the two sides of a migration (`send`, `recv`), their state and ownership (`control`), the QMP
 //! transport (`monitor`) and the deterministic model guest (`guest`).
 //!
-//! Dependencies point one way: sys, error ← wire ← page ← ram ← channel ← postcopy ← control ← send, recv ← guest, monitor.
+//! Dependencies point one way: sys, error ← wire ← ram ← channel ← control ← send, recv ← guest, monitor.
 //! `unsafe` lives in `sys` only. There is no global state, and no thread that this crate does not own.
 #![deny(unsafe_code)]
 
@@ -13,7 +13,6 @@ pub mod control;
 pub mod error;
 pub mod guest;
 pub mod monitor;
-pub mod page;
 pub mod ram;
 pub mod recv;
 pub mod send;

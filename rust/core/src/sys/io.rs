@@ -6,19 +6,16 @@
 use std::ffi::c_int;
 use std::io::IoSlice;
 use std::marker::PhantomData;
-use std::mem::{MaybeUninit, align_of, size_of};
+use std::mem::{align_of, size_of};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use rustix::io::{Errno, IoSliceMut, Result};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags};
+use rustix::io::{Errno, Result};
+use rustix::net::{SendAncillaryBuffer, SendFlags};
 
 use super::guest::GuestRange;
 
 /// Most vectors that one system call takes (`UIO_MAXIOV`).
 pub const MAX_IOV: usize = 1024;
-
-/// Most descriptors that one message carries (`SCM_MAX_FD`).
-pub const MAX_FDS: usize = 253;
 
 /// Bytes that the kernel is to read, in our memory or the guest's.
 #[repr(C)]
@@ -87,21 +84,6 @@ pub fn write(fd: BorrowedFd<'_>, vectors: &[IoVec<'_>]) -> Result<usize> {
     rustix::io::writev(fd, IoVec::slices(vectors))
 }
 
-/// One receive of bytes and of the descriptors that came with them, close-on-exec, appended to `fds`. Returns the bytes read, 0 at the end.
-///
-/// See <https://man7.org/linux/man-pages/man7/unix.7.html> (`SCM_RIGHTS`)
-pub fn receive_with_fds(socket: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = message {
-            fds.extend(received);
-        }
-    }
-    Ok(got.bytes)
-}
-
 /// Bytes that were put into a socket and that the peer's kernel has not taken yet (TCP: not acknowledged).
 ///
 /// See <https://man7.org/linux/man-pages/man7/tcp.7.html> (`SIOCOUTQ`)
@@ -132,7 +114,7 @@ pub fn adopt(number: RawFd) -> Result<OwnedFd> {
 mod tests {
     use std::os::fd::IntoRawFd;
 
-    use rustix::net::{AddressFamily, SendAncillaryMessage, SocketFlags, SocketType, socketpair};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
 
@@ -182,22 +164,6 @@ mod tests {
         assert!(socket_unsent(ours.as_fd()).unwrap() >= 100);
         rustix::io::read(&theirs, &mut [0; 100]).unwrap();
         assert_eq!(socket_unsent(ours.as_fd()), Ok(0));
-    }
-
-    #[test]
-    fn descriptors_travel_and_close_on_exec() {
-        let (ours, theirs) = pair();
-        let fds = [ours.as_fd(), theirs.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
-        rustix::net::sendmsg(&ours, &[IoSlice::new(b"{}")], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
-        let (mut bytes, mut received) = ([0; 8], Vec::new());
-        assert_eq!(receive_with_fds(theirs.as_fd(), &mut bytes, &mut received).unwrap(), 2);
-        assert_eq!(received.len(), 2);
-        for fd in &received {
-            assert!(rustix::io::fcntl_getfd(fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
-        }
     }
 
     #[test]
