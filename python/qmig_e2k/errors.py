@@ -9,9 +9,13 @@ Attributes: `kind` (stable name, listed in the core's error module), `offset` (f
 None), `path` (place inside the stream's structure) and `message` (the sentence alone). `str(error)` says all of it.
 """
 
+import logging
+
 from qmig_e2k._core import MigrationError, StreamError
 
-__all__ = ["MigrationError", "StreamError", "migration_error", "stream_error"]
+__all__ = ["MigrationError", "StreamError", "as_migration_error", "migration_error", "stream_error"]
+
+log = logging.getLogger(__name__)
 
 
 def migration_error(kind: str, message: str) -> MigrationError:
@@ -41,6 +45,19 @@ def stream_error(kind: str, message: str, *, offset: int | None = None, path: st
     error = StreamError(text)
     _fill(error, kind, message, offset, path)
     return error
+
+
+def as_migration_error(error: BaseException) -> MigrationError:
+    """`error` itself, or what reports it if it is none of ours: a mistake in somebody's handler, logged with its place.
+
+    Its kind is `device-state`, and its cause the error.
+    """
+    if isinstance(error, MigrationError):
+        return error
+    log.error("unexpected error in a migration", exc_info=error)
+    made = migration_error("device-state", f"{type(error).__name__}: {error}")
+    made.__cause__ = error
+    return made
 
 
 def _fill(error: MigrationError, kind: str, message: str, offset: int | None, path: str) -> None:

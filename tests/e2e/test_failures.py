@@ -386,3 +386,80 @@ def test_closing_ends_everything():
         assert source.vm.run_state == "running"
         destination.vm.close()
         assert arrival.done()
+
+
+def test_the_same_address_can_be_taken_again_at_once(tmp_path):
+    import socket
+
+    with pair(size=SIZE) as (_, destination):
+        uri = f"unix:{tmp_path}/socket"
+        for _ in range(20):
+            arrival = destination.vm.incoming(uri)
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.connect(uri.removeprefix("unix:"))
+            wait_until(lambda: destination.vm.machine.control.incoming_status == "failed", what="the failure")
+        with pytest.raises(StreamError):
+            arrival.wait(20)
+
+
+def test_a_descriptor_that_was_handed_over_is_closed_when_refused():
+    import os
+
+    with pair(size=SIZE) as (source, destination):
+        source.vm.start()
+        number = source.vm.add_blocker("no")
+        for refused in (
+            lambda fd: source.vm.migrate("fd:x", fd=fd),
+            lambda fd: source.vm.incoming("fd:x", fd=fd),
+            lambda fd: destination.vm.incoming("teleport:x", fd=fd),
+        ):
+            here, there = os.pipe()
+            with pytest.raises(MigrationError):
+                refused(here)
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(here)
+            os.close(there)
+        source.vm.del_blocker(number)
+
+
+def test_mistakes_in_handlers_end_the_migration_and_nothing_else():
+    from qmig_e2k.savevm import SaveVmHandler
+
+    class Mistaken(SaveVmHandler):
+        broken = "load"
+
+        def setup(self, writer):
+            self.check("setup")
+
+        def complete(self, writer):
+            self.check("complete")
+
+        def cleanup(self):
+            self.check("cleanup")
+
+        def load(self, reader, version):
+            self.check("load")
+
+        def check(self, name):
+            if self.broken == name:
+                raise ZeroDivisionError(f"in {name}")
+
+    with pair(size=SIZE) as (source, destination):
+        handlers = Mistaken(), Mistaken()
+        for side, handler in zip((source, destination), handlers, strict=True):
+            side.vm.register(handler, name="mistaken")
+        source.vm.start()
+        handlers[1].broken = ""
+        for broken in ("setup", "complete"):
+            handlers[0].broken = broken
+            target, arrival = destination.listen()
+            assert f"ZeroDivisionError: in {broken}" in str(failed(source.vm.migrate(target)))
+            arrival.ended(20)
+        handlers[0].broken, handlers[1].broken = "cleanup", "load"
+        target, arrival = destination.listen()
+        failed(source.vm.migrate(target))
+        with pytest.raises(StreamError, match="ZeroDivisionError: in load"):
+            arrival.wait(20)
+        assert source.vm.run_state == "running"
+        handlers[1].broken = ""
+        check_moves(source, destination)

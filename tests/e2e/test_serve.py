@@ -367,6 +367,36 @@ def test_a_file_longer_than_ram(tmp_path):
     assert long.stat().st_size == 8 << 20
 
 
+def test_memory_where_the_guest_sees_it(serve, tmp_path):
+    firmware = tmp_path / "firmware"
+    firmware.write_bytes(b"firmware" * 512)
+    peer = serve("-m", "3G", "-bios", str(firmware), machine="e2k")
+    assert peer.memory(4096, 0x1_0000_0000) == firmware.read_bytes()
+    assert peer.memory(4096, (2 << 30) - 4096) == peer.memory(4096, 0x4_0000_0000) == bytes(4096)
+    assert peer.memory(4096, 0x4_0000_0000 + (1 << 30) - 4096) == bytes(4096)
+    for outside in (2 << 30, 0x4_0000_0000 + (1 << 30), 0x1_0000_0000 + (16 << 20)):
+        assert f"{outside:#x}" in refused(peer, "pmemsave", val=outside - 1, size=2, filename=str(tmp_path / "x"))
+
+
+STUCK = """
+import sys
+from qmig_e2k._core import Control, Monitor
+monitor = Monitor(Control(), ["quit"], "stuck")
+monitor.handle_signals()
+monitor.listen("unix:" + sys.argv[1])
+while True: pass
+"""
+
+
+def test_quit_ends_even_a_process_whose_python_is_stuck(tmp_path):
+    path = tmp_path / "qmp"
+    with subprocess.Popen([sys.executable, "-c", STUCK, str(path)]) as process:
+        with QmpClient(f"unix:{path}", alive=lambda: process.poll() is None) as client, pytest.raises(ConnectionError):
+            client.execute("quit")
+        assert process.wait(20) == 0
+    assert not path.exists()
+
+
 def test_doctor():
     done = run("doctor", "--json")
     assert done.returncode == 0

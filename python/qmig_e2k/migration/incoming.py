@@ -12,7 +12,8 @@ import threading
 import time
 
 from qmig_e2k._core import Incoming, MigrationError, SectionEvent
-from qmig_e2k.errors import migration_error, stream_error
+from qmig_e2k.errors import as_migration_error, stream_error
+from qmig_e2k.migration.descriptors import closed_on_error
 from qmig_e2k.migration.handle import Arrival
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.stream import Loading
@@ -39,9 +40,8 @@ def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
             another attempt is under way.
     """
     control, profile = machine.control, machine.settings.profile
-    machine.expect_incoming()
-    control.begin_incoming()
-    try:
+    with closed_on_error(fd):
+        machine.expect_incoming()
         source = Incoming(
             control,
             machine.blocks,
@@ -49,14 +49,16 @@ def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
             footers=profile.footers,
             description=profile.description,
         )
+        control.begin_incoming()
+    try:
         addresses = source.listen(uri, fd)
+        control.set_socket_addresses(addresses)
+        arrival = Arrival(uri, json.loads(addresses), source.close)
+        threading.Thread(target=_Destination(machine, source, arrival).run, name="incoming").start()
     except BaseException as error:
+        source.close()
         control.fail_incoming(str(error))
         raise
-    control.set_socket_addresses(addresses)
-    arrival = Arrival(uri, json.loads(addresses), source.close)
-    machine.arrival = arrival
-    threading.Thread(target=_Destination(machine, source, arrival).run, name="incoming").start()
     return arrival
 
 
@@ -67,22 +69,24 @@ class _Destination:
         self._machine = machine
         self._control = machine.control
         self._source = source
-        self._arrival = arrival
+        self._arrival = machine.arrival = arrival
 
     def run(self) -> None:
         """The incoming thread."""
-        failure: BaseException | None = None
+        failure: MigrationError | None = None
         try:
             self._source.accept()
             self._control.set_incoming_status("none", "active")
             self._load()
             self._arrive()
         except BaseException as error:  # noqa: BLE001  the handle raises it to whoever waits
-            failure = error if isinstance(error, MigrationError) else _unexpected(error)
+            failure = as_migration_error(error)
             log.warning("incoming migration failed: %s", failure)
+            # in this order: as soon as the status is final, another attempt may listen at the same address
+            self._answer(1)
             self._control.fail_incoming(str(failure))
-        self._answer(0 if failure is None else 1)
-        self._control.set_socket_addresses(None)
+        else:
+            self._answer(0)
         self._arrival.finish(failure)
 
     def _load(self) -> None:
@@ -126,6 +130,7 @@ class _Destination:
         begun = time.perf_counter_ns()
         self._machine.arrive(self._machine.global_state.received)
         self._control.note_time("start", (time.perf_counter_ns() - begun) // 1000)
+        self._control.set_socket_addresses(None)
         self._control.set_incoming_status("active", "completed")
 
     def _answer(self, status: int) -> None:
@@ -136,10 +141,3 @@ class _Destination:
             log.info("the source did not hear the outcome: %s", error)
         finally:
             self._source.close()
-
-
-def _unexpected(error: BaseException) -> MigrationError:
-    log.error("unexpected error in the incoming thread", exc_info=error)
-    failure = migration_error("device-state", f"{type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure

@@ -9,12 +9,13 @@ switchover looks at the run state first.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from qmig_e2k._core import Block, Control
-from qmig_e2k.errors import migration_error
+from qmig_e2k.errors import MigrationError, migration_error
 from qmig_e2k.migration.blockers import RUNNING, Blockers
 from qmig_e2k.migration.settings import Settings
 from qmig_e2k.savevm import Configuration, GlobalState, Registry, VirtualClock
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from qmig_e2k.migration.handle import Arrival
 
 __all__ = ["Emulator", "Machine", "MappedRam"]
+
+log = logging.getLogger(__name__)
 
 
 class Emulator(Protocol):
@@ -321,19 +324,26 @@ class Machine:
         Args:
             state: run state named by the stream; None if it names none.
 
+        Storage that cannot be taken leaves the machine paused: the source has given it away already.
+
         Raises:
-            MigrationError: `invalid-state` if `state` cannot be entered or the emulator did not start; `io` as
-                `activate_storage`.
+            MigrationError: `invalid-state` if `state` cannot be entered or the emulator did not start.
         """
         with self.lock:
-            if self.autostart and state in (None, "running"):
-                self.activate_storage()
             with self.settings_lock:  # a `cont` or `stop` is either seen here, or finds that `inmigrate` is over
                 if state in (None, "running"):
-                    state = "running" if self.autostart and self._storage_active else "paused"
+                    state = "running" if self.autostart and self._can_take_storage() else "paused"
                 self.control.set_run_state(state)
             if state == "running":
                 self._run()
+
+    def _can_take_storage(self) -> bool:
+        try:
+            self.activate_storage()
+        except MigrationError as error:
+            log.warning("the machine has arrived but stays paused: %s", error)
+            return False
+        return True
 
     def abandon(self) -> None:
         """End what is under way, as far as it can be ended; does not wait."""

@@ -6,13 +6,13 @@ migration ends before its commit. After the commit the machine is never started 
 """
 
 import logging
-import os
 import threading
 import time
 
 from qmig_e2k._core import MigrationError, Outgoing, check_uri
-from qmig_e2k.errors import migration_error
+from qmig_e2k.errors import as_migration_error, migration_error
 from qmig_e2k.migration.blockers import RUNNING
+from qmig_e2k.migration.descriptors import closed_on_error
 from qmig_e2k.migration.handle import Migration
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.stream import Saving
@@ -41,21 +41,16 @@ def migrate(machine: Machine, uri: str, fd: int | None = None) -> Migration:
         MigrationError: `invalid-state`, `blocked` before anything was tried; `bad-uri`; for all but sockets also what
             opening the channel failed with.
     """
-    try:
-        with machine.settings_lock:
-            _admit(machine)
-            machine.control.begin_outgoing()
-    except BaseException:
-        if fd is not None:
-            os.close(fd)
-        raise
-    source = _Source(machine, uri)
-    if uri.startswith(_SOCKETS):
-        source.check()
-    else:
-        source.connect(fd)
-        fd = None
-    threading.Thread(target=source.run, args=(fd,), name="migration").start()
+    with closed_on_error(fd), machine.settings_lock:
+        _admit(machine)
+        machine.control.begin_outgoing()
+        try:
+            source = _Source(machine, uri)
+        except BaseException as error:
+            machine.control.fail_outgoing(_text(error))
+            machine.control.finish_outgoing()
+            raise
+    source.launch(fd)
     return source.handle
 
 
@@ -90,73 +85,61 @@ class _Source:
     """One outgoing migration that has been admitted."""
 
     def __init__(self, machine: Machine, uri: str) -> None:
-        self.handle = Migration(machine.control, uri)
+        profile = machine.settings.profile
         self._machine = machine
         self._control = machine.control
         self._uri = uri
-        self._out: Outgoing | None = None
-        self._saving: Saving | None = None
+        self._saving = Saving(machine.registry, machine.configuration())
+        self._out = Outgoing(
+            machine.control,
+            machine.blocks,
+            format=profile.format,
+            section_id=self._saving.ram_section_id,
+            footers=profile.footers,
+            switchover_start=profile.switchover_start,
+            dirty_log=machine.dirty_log,
+        )
+        self.handle = Migration(machine.control, uri)
 
-    def check(self) -> None:
-        """Look whether the URI can be one; if not, that ends the migration and is raised."""
+    def launch(self, fd: int | None) -> None:
+        """Do what belongs into the command, then start the thread; a failure ends the migration and is raised."""
         try:
-            check_uri(self._uri)
+            with closed_on_error(fd):
+                check_uri(self._uri)
+            if not self._slow_to_open:
+                self._out.connect(self._uri, fd)
+            threading.Thread(target=self._run, name="migration").start()
         except BaseException as error:
             self._end(error)
             raise
 
-    def connect(self, fd: int | None) -> None:
-        """Open the channel; a failure ends the migration and is raised."""
-        try:
-            self._open(fd)
-        except BaseException as error:
-            self._end(error)
-            raise
+    @property
+    def _slow_to_open(self) -> bool:
+        return self._uri.startswith(_SOCKETS)
 
-    def run(self, fd: int | None) -> None:
+    def _run(self) -> None:
         """The migration thread."""
         try:
-            out = self._out or self._open(fd)
-            self._send(out)
-            self._switch(out)
+            if self._slow_to_open:
+                self._out.connect(self._uri)
+            self._send()
+            self._switch()
         except BaseException as error:  # noqa: BLE001  the handle raises it to whoever waits
             self._end(error)
         else:
             self._end(None)
 
-    def _open(self, fd: int | None) -> Outgoing:
-        profile = self._machine.settings.profile
-        try:
-            self._saving = saving = Saving(self._machine.registry, self._machine.configuration())
-            self._out = out = Outgoing(
-                self._control,
-                self._machine.blocks,
-                format=profile.format,
-                section_id=saving.ram_section_id,
-                footers=profile.footers,
-                switchover_start=profile.switchover_start,
-                dirty_log=self._machine.dirty_log,
-            )
-        except BaseException:
-            if fd is not None:
-                os.close(fd)
-            raise
-        out.connect(self._uri, fd)
-        return out
-
-    def _send(self, out: Outgoing) -> None:
+    def _send(self) -> None:
         """Setup, and rounds until the machine should be stopped."""
-        saving = self._saving
-        assert saving is not None
+        out, saving = self._out, self._saving
         out.setup(saving.head, saving.starts())
         while out.run(saving.pending()) == "iterate":
             for section in saving.parts():
                 out.write(section)
 
-    def _switch(self, out: Outgoing) -> None:
+    def _switch(self) -> None:
         """Stop the machine, save its devices, hand it over; put everything back if that fails before the commit."""
         machine, control, saving = self._machine, self._control, self._saving
-        assert saving is not None
         with machine.lock:
             former = control.run_state
             try:
@@ -165,7 +148,7 @@ class _Source:
                 if not machine.stop("finish-migrate"):
                     control.set_run_state("finish-migrate")
                 control.mark_stopped()
-                control.note_time("stop", _microseconds(begun))
+                control.note_time("stop", (time.perf_counter_ns() - begun) // 1000)
                 if machine.settings.capabilities["pause-before-switchover"]:
                     self._pause()
                 machine.inactivate_storage()
@@ -173,7 +156,7 @@ class _Source:
                 full, tail, times = saving.devices()
                 for device, microseconds in times.items():
                     control.note_device_time(device, microseconds)
-                out.finish(ends, full, tail)
+                self._out.finish(ends, full, tail)
             except BaseException as error:
                 control.fail_outgoing(_text(error))  # settles whose the machine is before anything is put back
                 self._put_back(former)
@@ -212,35 +195,22 @@ class _Source:
 
     def _end(self, error: BaseException | None) -> None:
         """Everything is as it shall be: close, reach the final status, and only then wake those who wait."""
-        if self._saving is not None:
-            self._saving.cleanup()
-        if self._out is not None:
-            self._out.close()
-        with (
-            self._machine.settings_lock
-        ):  # no other migration begins between the final status and the handle's snapshot
+        self._saving.cleanup()
+        self._out.close()
+        # no other migration begins between the final status and the handle's snapshot
+        with self._machine.settings_lock:
             if error is not None:
-                if not isinstance(error, MigrationError):
-                    log.error("migration to %s failed", self._uri, exc_info=error)
                 self._control.fail_outgoing(_text(error))
             status = self._control.finish_outgoing()
             self.handle.finish(_reported(error, status))
 
 
 def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    return str(as_migration_error(error))
 
 
-def _reported(error: BaseException | None, status: str) -> BaseException | None:
+def _reported(error: BaseException | None, status: str) -> MigrationError | None:
     """The exception that `Migration.wait` raises."""
     if status == "cancelled" and getattr(error, "kind", None) != "cancelled":
         return migration_error("cancelled", "the migration was cancelled")
-    if error is None or isinstance(error, MigrationError):
-        return error
-    wrapped = migration_error("device-state", f"{type(error).__name__}: {error}")
-    wrapped.__cause__ = error
-    return wrapped
-
-
-def _microseconds(begun_ns: int) -> int:
-    return (time.perf_counter_ns() - begun_ns) // 1000
+    return None if error is None else as_migration_error(error)

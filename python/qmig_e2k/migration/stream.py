@@ -1,5 +1,6 @@
 """What Python writes to a stream and reads from it: the sections of all handlers but RAM; is one missing?"""
 
+import logging
 from collections.abc import Iterator
 
 from qmig_e2k._core import Reader, SectionEvent
@@ -20,6 +21,8 @@ from qmig_e2k.savevm import (
 )
 
 __all__ = ["Loading", "Saving"]
+
+log = logging.getLogger(__name__)
 
 _PART_BUDGET = 1 << 20
 """Bytes that a live handler is asked to write at most in one turn: a tenth of a second at 10 MiB/s."""
@@ -70,8 +73,11 @@ class Saving:
 
     def cleanup(self) -> None:
         """The migration is over, whatever way it ended."""
-        for _, handler in self._live:
-            handler.cleanup()
+        for entry, handler in self._live:
+            try:
+                handler.cleanup()
+            except Exception:
+                log.exception("cleanup of %s after a migration failed", entry.path)
 
 
 class Loading:
