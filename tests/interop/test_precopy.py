@@ -195,6 +195,31 @@ def test_machines_that_do_not_match(start, here, there):
         assert destination.process.wait(20) == 1
 
 
+@pytest.mark.parametrize(
+    ("capability", "words"),
+    [
+        ("compress", "compressed page; switch the source's capability compress off"),
+        ("x_ignore_shared", "x-ignore-shared"),
+    ],
+)
+def test_a_feature_that_is_not_here(qemu, serve, tmp_path, capability, words):
+    content = mixed_ram(1 << 20)
+    (tmp_path / "small").write_bytes(content)
+    source, destination = qemu("-m", "1M", ram=tmp_path / "small"), serve("-m", "1M", incoming="defer")
+    source.command("cont")
+    source.set_capabilities(return_path=True, **{capability: True})
+    source.command("migrate", uri=destination.listen())
+    source.wait_migration("failed")
+    assert words in destination.wait_migration("failed")["error-desc"]
+    assert (source.run_state(), destination.run_state()) == ("running", "inmigrate")
+
+    source.set_capabilities(**{capability: False})
+    source.command("migrate", uri=destination.listen())
+    source.wait_migration("completed")
+    destination.wait_arrived()
+    assert_same_memory(destination.memory(1 << 20), content)
+
+
 def test_with_the_client_of_qemu(qemu, serve, image, content, tmp_path):
     """PyPI's `qemu.qmp` drives our side, once as source and once as destination."""
     first, there, back = serve(ram=image), qemu(incoming="defer"), serve(incoming="defer")
