@@ -112,6 +112,21 @@ def test_run_states(start, tmp_path, here, there, commands, autostart, arrived):
     assert destination.run_state() == "running"
 
 
+@pytest.mark.parametrize(
+    "options", [("--format", "2.9"), ("--format", "10.0", "-global", "migration.send-switchover-start=off")]
+)
+def test_what_other_generations_write(qemu, serve, tmp_path, options):
+    """QEMU 7.2 reads it, except for the one command that it cannot know."""
+    content = mixed_ram(1 << 20)
+    (tmp_path / "small").write_bytes(content)
+    source, destination = serve("-m", "1M", *options, ram=tmp_path / "small"), qemu("-m", "1M", incoming="defer")
+    source.command("cont")
+    source.command("migrate", uri=destination.listen())
+    source.wait_migration("completed")
+    destination.wait_arrived()
+    assert_same_memory(destination.memory(1 << 20), content)
+
+
 def test_there_and_back(qemu, serve, image, content):
     first, there, back = serve(ram=image), qemu(incoming="defer"), serve(incoming="defer")
     for side in (first, there, back):
