@@ -44,25 +44,19 @@ class LiveView:
 
 
 def describe(run_state: str, info: dict[str, Any]) -> str:
-    """One line about a machine in `run_state` whose query-migrate answer is `info`."""
-    status = info.get("status", "none")
-    parts = [f"{run_state:<14}"]
-    if status != "none":
-        parts.append(f"{status:<10}")
+    """One line of at most 80 columns (without a reason) about a machine whose query-migrate answer is `info`."""
+    parts = [run_state]
+    if "status" in info:
+        parts = [f"{run_state:<14}", f"{info['status']:<9}"]
     ram = info.get("ram")
     if ram:
-        parts.append(f"round {ram['dirty-sync-count']:<3}")
-        parts.append(f"sent {size(ram['transferred']):>10}  left {size(ram['remaining']):>10}")
-        parts.append(f"{ram['mbps']:9.1f} Mbit/s")
-        if ram["dirty-pages-rate"]:
-            parts.append(f"{ram['dirty-pages-rate']} pages/s dirtied")
-    for label, member in (
-        ("total", "total-time"),
-        ("downtime", "downtime"),
-        ("expected downtime", "expected-downtime"),
-    ):
-        if member in info:
-            parts.append(f"{label} {info[member]} ms")
+        parts.append(f"round {ram['dirty-sync-count']:<2}")
+        if "downtime" in info:
+            parts.append(
+                f"{size(ram['transferred'])} in {info['total-time'] / 1000:.2f} s, downtime {info['downtime']} ms"
+            )
+        else:
+            parts.append(f"left {size(ram['remaining']):>9}  {ram['mbps'] / 8.388608:7.1f} MiB/s")
     if "error-desc" in info:
         parts.append(info["error-desc"])
     return "  ".join(parts)

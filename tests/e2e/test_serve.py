@@ -33,8 +33,18 @@ def move(source, destination, uri="tcp:127.0.0.1:0"):
 
 
 def verify(peer):
-    peer.command("stop")
-    answer = peer.command("x-verify")
+    """Stop the guest once it has made a step, and have all its steps replayed; returns their number."""
+
+    def stepped():
+        peer.command("stop")
+        try:
+            return peer.command("x-verify")
+        except QmpError as error:
+            assert "has not made a step" in str(error)
+            peer.command("cont")
+            return None
+
+    answer = wait_until(stepped, what="a step of the guest")
     assert answer["equal"] is True
     assert answer["first-difference"] is None
     return answer["steps"]
