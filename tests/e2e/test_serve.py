@@ -40,7 +40,8 @@ def verify(peer):
         try:
             return peer.command("x-verify")
         except QmpError as error:
-            assert "has not made a step" in str(error)
+            if "has not made a step" not in str(error):
+                raise
             peer.command("cont")
             return None
 
