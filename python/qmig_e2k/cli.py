@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from uuid import UUID
 
-from qmig_e2k._core import MigrationError, __version__
+from qmig_e2k._core import MigrationError, __version__, check_uri
 from qmig_e2k.migration.parameters import parse_size
 
 __all__ = ["main"]
@@ -77,6 +77,24 @@ def _machine(text: str) -> tuple[str, bool]:
     return name, tags
 
 
+def _incoming(text: str) -> str:
+    try:
+        if text != "defer":
+            check_uri(text)
+    except MigrationError as error:
+        if error.kind == "bad-uri":
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return text  # a transport that is not built is refused when it is tried
+
+
+def _qmp_address(text: str) -> str:
+    kind, _, rest = text.partition(":")
+    host, _, port = rest.rpartition(":")
+    if not (kind == "unix" and rest) and not (kind == "tcp" and host and port.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither unix:PATH nor tcp:HOST:PORT")
+    return text
+
+
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     bench = commands.add_parser("bench", help="measure, beside QEMU where one is on PATH", allow_abbrev=False)
     bench.add_argument("subject", choices=("codec", "ram", "dirty", "precopy", "faults", "vmstate"))
@@ -121,7 +139,13 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("-bios", type=Path, metavar="FILE", help="raw bytes for the firmware")
     add("-kernel", type=Path, metavar="FILE", help="raw bytes instead of firmware (on none: into RAM at 0)")
     add("-S", dest="paused", action="store_true", help="do not start the guest")
-    add("--incoming", "-incoming", metavar="URI", help="wait for a migration at URI; defer: until migrate-incoming")
+    add(
+        "--incoming",
+        "-incoming",
+        type=_incoming,
+        metavar="URI",
+        help="wait for a migration at URI; defer: until migrate-incoming",
+    )
     add("-loadvm", metavar="NAME", help="not built yet")
     add("--snapshot-dir", type=Path, metavar="DIR", help="where snapshots are kept")
     add("-name", metavar="NAME", help="name of the machine (query-name)")
@@ -131,6 +155,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--qmp",
         action="append",
         default=[],
+        type=_qmp_address,
         metavar="ADDR",
         help="accept QMP clients at unix:PATH or tcp:HOST:PORT; repeatable",
     )

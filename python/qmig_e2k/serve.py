@@ -106,8 +106,7 @@ def serve(options: Options) -> None:
         OSError: a file could not be read.
     """
     settings = Settings(profile=Profile(format=options.format), only_migratable=options.only_migratable)
-    for text in options.globals:
-        settings.apply_global(text)
+    settings.apply_global(*options.globals)
     hardware = build(
         options.machine,
         options.memory,

@@ -93,8 +93,6 @@ class Vm:
         )
         hardware.register(self.machine.registry, self.machine.clock, self.machine.global_state)
         self.machine.reset_hooks.append(hardware.reset)
-        self._migration: Migration | None = None
-        self._servers: list[QmpServer] = []
 
     # what the machine consists of
 
@@ -119,10 +117,12 @@ class Vm:
                 usual names, else none.
 
         Raises:
-            MigrationError: `bad-block`, `no-dirty-log`, `no-memory`, or `invalid-argument` for a name that is taken.
+            MigrationError: `bad-block`, `no-dirty-log`, `no-memory`, `invalid-argument` for a name that is taken, or
+                `invalid-state` while a migration is under way, which would leave it behind.
         """
         if (size is None) == (buffer is None):
             raise TypeError("add_ram needs either size or buffer")
+        self.machine.refuse_change(f"RAM block {name!r} cannot be added")
         if any(block.name == name for block in self.machine.blocks):
             raise migration_error("invalid-argument", f"there is a RAM block {name!r} already")
         if size is not None:
@@ -158,9 +158,10 @@ class Vm:
 
         Raises:
             MigrationError: `invalid-argument` if name and number are taken; `not-permitted` for an unmigratable device
-                under --only-migratable.
+                under --only-migratable; `invalid-state` while a migration is under way.
         """
         machine = self.machine
+        machine.refuse_change("a device cannot be added")
         if isinstance(state, VMStateDescription):
             if state.unmigratable and machine.settings.only_migratable:
                 raise migration_error("not-permitted", f"device {state.name} cannot be migrated (--only-migratable)")
@@ -248,9 +249,8 @@ class Vm:
             MigrationError: `invalid-state` or `blocked`; for `exec:`, `file:` and `fd:` also what opening them failed
                 with.
         """
-        close_with_program(self)
-        self._migration = migrate(self.machine, uri, fd)
-        return self._migration
+        close_with_program(self.machine)
+        return migrate(self.machine, uri, fd)
 
     def resume_switchover(self, state: str = "pre-switchover") -> None:
         """Let a migration that waits before its switchover go on; MigrationError (`invalid-state`) if none does."""
@@ -267,7 +267,7 @@ class Vm:
         Raises:
             MigrationError: listening failed, the machine has run, or another incoming migration is under way.
         """
-        close_with_program(self)
+        close_with_program(self.machine)
         if uri == "defer":
             self.machine.expect_incoming()
             return None
@@ -302,7 +302,7 @@ class Vm:
         Raises:
             MigrationError: `listen`.
         """
-        close_with_program(self)
+        close_with_program(self.machine)
         server = QmpServer(self.machine, on_quit=on_quit)
         try:
             bound = server.listen(address)
@@ -310,7 +310,7 @@ class Vm:
             server.close()
             raise
         server.start()
-        self._servers.append(server)
+        self.machine.servers.append(server)
         return bound
 
     def close(self) -> None:
@@ -318,12 +318,7 @@ class Vm:
 
         Idempotent, from any thread.
         """
-        while self._servers:
-            self._servers.pop().close()
-        self.machine.abandon()
-        for handle in (self._migration, self.machine.arrival):
-            if handle is not None:
-                handle.ended()
+        self.machine.close()
 
     def __enter__(self) -> Self:
         return self

@@ -186,3 +186,29 @@ def test_refusals_of_what_is_not_built(vm):
         Vm("z80")
     with pytest.raises(MigrationError, match="9"):
         Vm("e2k", cpus=9)
+
+
+def test_the_clock_stands_still_if_the_emulator_does_not_start(vm, emulator):
+    emulator.failing = "start"
+    with pytest.raises(MigrationError, match="no start"):
+        vm.start()
+    assert vm.run_state == "internal-error"
+    assert not vm.machine.clock.running
+
+
+def test_an_emulator_that_cannot_be_reset(vm, emulator):
+    seen = vm.machine.control.subscribe()
+    emulator.failing = "reset"
+    with pytest.raises(MigrationError, match="no reset"):
+        vm.reset()
+    assert vm.run_state == "prelaunch"
+    vm.start()
+    with pytest.raises(MigrationError, match="no reset"):
+        vm.reset()
+    assert (vm.run_state, vm.machine.clock.running) == ("internal-error", False)
+    assert emulator.log == ["reset", "start", "stop", "reset"]
+    assert events(seen) == ["RESUME", "STOP"]
+    emulator.failing = None
+    vm.reset()
+    vm.start()
+    assert vm.run_state == "running"

@@ -45,3 +45,9 @@ def test_bad_globals_name_themselves(text):
     with pytest.raises(MigrationError, match=text.removeprefix("migration.").split("=", maxsplit=1)[0]):
         settings.apply_global(text)
     assert settings.capabilities.enabled == []
+
+
+def test_the_order_of_globals_does_not_matter():
+    settings = Settings()
+    settings.apply_global("migration.max-cpu-throttle=15", "migration.cpu-throttle-initial=10")
+    assert settings.parameters["max-cpu-throttle"] == 15

@@ -145,6 +145,8 @@ def build(
     if ram_size <= 0 or ram_size % PAGE_SIZE:
         raise migration_error("invalid-argument", f"RAM of {ram_size} bytes: a positive multiple of 4096 is needed")
     if name == "none":
+        if tags:
+            raise migration_error("invalid-argument", "the machine none has no memory tags; use e2k")
         return _build_none(ram_size, cpus or 0)
     count = 1 if cpus is None else cpus
     if not 1 <= count <= MAX_CPUS:

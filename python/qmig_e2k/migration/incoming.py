@@ -12,7 +12,7 @@ import threading
 import time
 
 from qmig_e2k._core import Incoming, MigrationError, SectionEvent
-from qmig_e2k.errors import as_migration_error, stream_error
+from qmig_e2k.errors import as_migration_error, migration_error, stream_error
 from qmig_e2k.migration.descriptors import closed_on_error
 from qmig_e2k.migration.handle import Arrival
 from qmig_e2k.migration.machine import Machine
@@ -91,6 +91,9 @@ class _Destination:
 
     def _load(self) -> None:
         machine = self._machine
+        unmigratable = machine.registry.unmigratable()
+        if unmigratable:
+            raise migration_error("blocked", f"device {unmigratable[0]} cannot be migrated")
         machine.reset_devices()
         loading = Loading(machine.registry)
         begun = 0

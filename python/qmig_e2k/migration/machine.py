@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from uuid import UUID
 
-    from qmig_e2k.migration.handle import Arrival
+    from qmig_e2k.migration.handle import Arrival, Migration
+    from qmig_e2k.migration.lifetime import Closable
 
 __all__ = ["Emulator", "Machine", "MappedRam"]
 
@@ -81,6 +82,8 @@ class Machine:
         reset_hooks: called when the machine is reset, before the emulator's own.
         switchover_released: set by `migrate-continue`.
         arrival: the incoming migration that listens or is being loaded, or the last one.
+        departure: the outgoing migration under way, or the last one.
+        servers: QMP servers that `close` ends.
     """
 
     def __init__(
@@ -113,6 +116,8 @@ class Machine:
         self._storage_active = True
         self.switchover_released = threading.Event()
         self.arrival: Arrival | None = None
+        self.departure: Migration | None = None
+        self.servers: list[Closable] = []
         self.publish_settings()
         if running:
             self.control.set_run_state("running")
@@ -185,7 +190,7 @@ class Machine:
 
     def _run(self) -> None:
         try:
-            self._go(running=True)
+            self._go()
         except Exception as error:
             self.control.set_run_state("internal-error")
             raise migration_error("invalid-state", f"the emulator did not start: {error}") from error
@@ -200,21 +205,25 @@ class Machine:
         with self.lock:
             if not self.running:
                 return False
-            try:
-                self._go(running=False)
-            except Exception as error:
-                raise migration_error("invalid-state", f"the emulator did not stop: {error}") from error
+            self._halt()
             self.control.set_run_state(state)
             self.control.emit("STOP")
             return True
 
-    def _go(self, *, running: bool) -> None:
-        if running:
-            self.clock.start()
-            self._emulator.start()
-        else:
+    def _halt(self) -> None:
+        try:
             self._emulator.stop()
+        except Exception as error:
+            raise migration_error("invalid-state", f"the emulator did not stop: {error}") from error
+        self.clock.stop()
+
+    def _go(self) -> None:
+        self.clock.start()
+        try:
+            self._emulator.start()
+        except BaseException:
             self.clock.stop()
+            raise
 
     def pause(self) -> None:
         """What QMP `stop` does: before an incoming machine arrives it only says that it shall not start."""
@@ -228,10 +237,15 @@ class Machine:
         Raises:
             MigrationError: `invalid-state` during the switchover of a migration, and as `start`.
         """
-        if self._set_autostart(start=True) or self.control.run_state == "suspended":
+        former = self.control.run_state
+        if self._set_autostart(start=True) or former == "suspended":
             return
         self._refuse_switchover("the machine cannot run on")
-        self.start()
+        with self.lock:
+            # whoever said `cont` did not know of a switchover that this call has waited for: both sides would run
+            if self.control.run_state == "postmigrate" != former:
+                raise migration_error("invalid-state", "the machine cannot run on: it was handed over in the meantime")
+            self.start()
 
     def _set_autostart(self, *, start: bool) -> bool:
         with self.settings_lock:
@@ -245,7 +259,7 @@ class Machine:
 
         Raises:
             MigrationError: `invalid-state` during the switchover of a migration or while an incoming one is being
-                loaded.
+                loaded; also if the emulator refused (run state `internal-error` if it ran and stands still now).
         """
         self._refuse_switchover("the machine cannot be reset")
         if self.control.incoming_status in ("active", "device"):
@@ -254,11 +268,17 @@ class Machine:
             self._refuse_switchover("the machine cannot be reset")
             running = self.running
             if running:
-                self._go(running=False)
-            self.reset_devices()
-            if running:
-                self._go(running=True)
-            elif self.control.run_state != "inmigrate":
+                self._halt()
+            try:
+                self.reset_devices()
+                if running:
+                    self._go()
+            except Exception as error:
+                if running:
+                    self.control.set_run_state("internal-error")
+                    self.control.emit("STOP")
+                raise migration_error("invalid-state", f"the emulator could not be reset: {error}") from error
+            if not running and self.control.run_state != "inmigrate":
                 self.control.set_run_state("prelaunch")
         self.control.emit("RESET", '{"guest": false, "reason": "host-qmp-system-reset"}')
 
@@ -350,6 +370,21 @@ class Machine:
         self.control.cancel()
         if self.arrival is not None:
             self.arrival.cancel()
+
+    def close(self) -> None:
+        """End migrations and QMP service, and wait for their threads. Idempotent, from any thread."""
+        self.abandon()  # first: a command may be waiting for the end of a switchover
+        while self.servers:
+            self.servers.pop().close()
+        self.abandon()  # what a last command began
+        for handle in (self.departure, self.arrival):
+            if handle is not None:
+                handle.ended()
+
+    def refuse_change(self, what: str) -> None:
+        """Raises MigrationError (`invalid-state`) while a migration is under way in either direction."""
+        if self.control.outgoing_status in RUNNING or self.control.incoming_status in RUNNING:
+            raise migration_error("invalid-state", f"{what} while a migration is under way")
 
     # RAM -----------------------------------------------------------------------------------------------------------
 

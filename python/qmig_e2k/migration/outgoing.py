@@ -99,7 +99,7 @@ class _Source:
             switchover_start=profile.switchover_start,
             dirty_log=machine.dirty_log,
         )
-        self.handle = Migration(machine.control, uri)
+        self.handle = machine.departure = Migration(machine.control, uri)
 
     def launch(self, fd: int | None) -> None:
         """Do what belongs into the command, then start the thread; a failure ends the migration and is raised."""

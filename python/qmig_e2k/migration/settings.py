@@ -44,13 +44,23 @@ class Settings:
     capabilities: Capabilities = field(default_factory=Capabilities)
     parameters: Parameters = field(default_factory=Parameters)
 
-    def apply_global(self, text: str) -> None:
-        """Apply one `migration.NAME=VALUE`: a switch, a capability or a parameter; `x-NAME` means the same.
+    def apply_global(self, *texts: str) -> None:
+        """Apply `migration.NAME=VALUE`s: switches, capabilities and parameters; `x-NAME` means the same.
+
+        Capabilities and parameters are checked together, so that their order does not matter.
 
         Raises:
             MigrationError: `invalid-argument` if it cannot be parsed or is unknown, and whatever a capability or
                 parameter is refused with.
         """
+        switched: list[tuple[str, bool]] = []
+        changed: dict[str, object] = {}
+        for text in texts:
+            self._apply(text, switched, changed)
+        self.capabilities.update(switched)
+        self.parameters.update(changed)
+
+    def _apply(self, text: str, switched: list[tuple[str, bool]], changed: dict[str, object]) -> None:
         left, equals, value = text.partition("=")
         prefix, dot, name = left.partition(".")
         if not (equals and dot) or prefix != "migration":
@@ -62,9 +72,9 @@ class Settings:
             elif candidate == "only-migratable":
                 self.only_migratable = _switch(text, value)
             elif candidate in CAPABILITIES or candidate in capabilities.ALIASES:
-                self.capabilities.update([(candidate, _switch(text, value))])
+                switched.append((candidate, _switch(text, value)))
             elif candidate in PARAMETERS or candidate in parameters.ALIASES:
-                self.parameters.update({candidate: _parameter(text, candidate, value)})
+                changed[parameters.canonical(candidate)] = _parameter(text, candidate, value)
             else:
                 continue
             return
