@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -13,7 +14,7 @@ from qmig_e2k.errors import migration_error
 __all__ = ["Arrival", "Handle", "Migration"]
 
 
-class Handle:
+class Handle(ABC):
     """What both sides have in common. Usable from any thread, and awaitable.
 
     Leaving a `with` block waits for the end, and cancels first if the block was left by an exception.
@@ -52,9 +53,9 @@ class Handle:
     def __await__(self) -> Generator[Any, None, None]:
         return asyncio.shield(asyncio.wrap_future(self._done)).__await__()
 
+    @abstractmethod
     def cancel(self) -> bool:
         """Ask for the end; False if it is too late. `wait` tells when it is over."""
-        raise NotImplementedError
 
     def finish(self, error: BaseException | None) -> None:
         """Called once, at the very end, by the thread behind the handle: wake those who wait."""
