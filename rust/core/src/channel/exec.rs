@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
@@ -35,6 +35,8 @@ pub(super) struct Command {
     /// Readable when the command has ended.
     ended: OwnedFd,
     closer: Option<Registration>,
+    /// It has everything and may end when it likes.
+    left_alone: bool,
 }
 
 impl Command {
@@ -58,7 +60,7 @@ impl Command {
             let _ = (child.kill(), child.wait());
             failed(&reason(e))
         })?;
-        let command = Self { uri: uri.clone(), child: Arc::new(Mutex::new(child)), pid, ended, closer: None };
+        let command = Self { uri: uri.clone(), child: Arc::new(Mutex::new(child)), pid, ended, closer: None, left_alone: false };
         let end = end.ok_or_else(|| failed(&"no pipe"))?;
         // Fewer turns per megabyte; what an unprivileged process may have by default.
         let _ = rustix::pipe::fcntl_setpipe_size(&end, 1 << 20);
@@ -72,8 +74,10 @@ impl Command {
     }
 
     /// Waits for the end, which must be status 0. With `closed` we closed its output first, and dying of that is no failure.
-    pub(super) fn succeeded(&mut self, cancel: &Cancel, closed: bool) -> Result<()> {
-        let status = self.status(cancel)?;
+    ///
+    /// One that has not ended at `deadline` has all it needs and is left to itself: ending it could only do harm.
+    pub(super) fn succeeded(&mut self, cancel: &Cancel, closed: bool, deadline: Option<Instant>) -> Result<()> {
+        let status = self.status(cancel, deadline)?;
         if status.success() || closed && (status.signal() == Some(SIGPIPE) || status.code() == Some(128 + SIGPIPE)) {
             return Ok(());
         }
@@ -82,15 +86,22 @@ impl Command {
 
     /// The error for a command that closed its input while we still write.
     pub(super) fn gone_early(&mut self, cancel: &Cancel) -> Error {
-        match self.status(cancel) {
+        match self.status(cancel, None) {
             Ok(status) => self.uri.error(ErrorKind::Closed, format!("the command {} before it had read everything", ending(status))),
             Err(e) => e,
         }
     }
 
-    fn status(&mut self, cancel: &Cancel) -> Result<ExitStatus> {
-        if cancel.poll(self.ended.as_fd(), PollFlags::IN, None) == Wake::Cancelled {
-            return Err(self.uri.error(ErrorKind::Cancelled, "cancelled"));
+    fn status(&mut self, cancel: &Cancel, deadline: Option<Instant>) -> Result<ExitStatus> {
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        match cancel.poll(self.ended.as_fd(), PollFlags::IN, left) {
+            Wake::Ready => {}
+            Wake::Cancelled => return Err(self.uri.error(ErrorKind::Cancelled, "cancelled")),
+            Wake::Timeout => {
+                self.closer = None;
+                self.left_alone = true;
+                return Err(self.uri.error(ErrorKind::Timeout, "the command has read everything and does not end"));
+            }
         }
         match lock(&self.child).wait() {
             Ok(status) => Ok(status),
@@ -110,6 +121,9 @@ impl Command {
 
 impl Drop for Command {
     fn drop(&mut self) {
+        if self.left_alone {
+            return;
+        }
         for last_word in [Signal::TERM, Signal::KILL] {
             if !matches!(lock(&self.child).try_wait(), Ok(None)) {
                 return; // it ended, and is reaped by that look

@@ -148,7 +148,7 @@ impl ReadHalf {
         }
         link.check()?;
         if let Some(command) = &mut self.command {
-            command.succeeded(&link.cancel, false)?;
+            command.succeeded(&link.cancel, false, None)?;
         }
         Ok(0)
     }
@@ -160,7 +160,7 @@ impl ReadHalf {
         let Some(link) = self.link.take() else { return Ok(()) };
         let cancel = link.cancel.clone();
         drop(link); // closes the pipe: a command that still writes must not wait for us
-        command.succeeded(&cancel, true)
+        command.succeeded(&cancel, true, None)
     }
 }
 
@@ -229,7 +229,7 @@ impl WriteHalf {
         if let Some(command) = &mut self.command {
             let cancel = link.cancel.clone();
             self.link = None; // the last handle: closes the pipe
-            return command.succeeded(&cancel, false);
+            return command.succeeded(&cancel, false, self.deadline);
         }
         if link.kind == Kind::File {
             rustix::fs::fsync(&*link.fd).map_err(|e| link.failed("writing to disk", e))?;

@@ -14,6 +14,14 @@ fn reader(text: &str) -> ReadHalf {
     accept(text).unwrap().reader.unwrap()
 }
 
+fn until(reached: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !reached() {
+        assert!(Instant::now() < end, "it did not happen");
+        std::thread::yield_now();
+    }
+}
+
 fn shown(path: &Path) -> std::path::Display<'_> {
     path.display()
 }
@@ -93,6 +101,22 @@ fn a_command_that_gets_half_a_stream_is_ended_first() {
     half.write_all(b"half").unwrap();
     drop(half);
     assert!(!path.exists());
+}
+
+#[test]
+fn a_command_that_takes_its_time_after_the_end_is_left_to_finish() {
+    let scratch = Scratch::new();
+    let (go, done) = (scratch.join("go"), scratch.join("done"));
+    let text =
+        format!("exec:cat >/dev/null; mkfifo {g}.fifo; mv {g}.fifo {g}; read x < {g}; echo whole > {d}", g = shown(&go), d = shown(&done));
+    let mut half = writer(&text);
+    half.write_all(b"whole").unwrap();
+    half.set_deadline(Instant::now() + Duration::from_millis(50));
+    refused(half.finish(), ErrorKind::Timeout, "exec:cat", "does not end");
+    drop(half);
+    until(|| go.exists());
+    std::fs::write(&go, "x\n").unwrap();
+    until(|| done.exists());
 }
 
 #[test]
