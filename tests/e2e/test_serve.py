@@ -100,6 +100,22 @@ def test_other_backings(serve, tmp_path, backing):
     assert destination.memory(65536) == image.read_bytes()
 
 
+def test_an_inherited_descriptor(serve, tmp_path):
+    source = serve("-m", "4M")
+    source.command("migrate", uri=f"file:{tmp_path}/stream")
+    source.wait_migration()
+    qmp = tmp_path / "qmp"
+    with (tmp_path / "stream").open("rb") as stream:
+        number = stream.fileno()
+        command = [*COMMAND, "serve", "-M", "none", "-m", "4M", "--qmp", f"unix:{qmp}", "--incoming", f"fd:{number}"]
+        process = subprocess.Popen(command, pass_fds=[number])
+    with QmpClient(f"unix:{qmp}", alive=lambda: process.poll() is None) as client:
+        wait_until(lambda: client.execute("query-migrate").get("status") == "completed", what="arriving")
+        assert client.execute("query-status")["status"] == "prelaunch"
+        client.execute("quit")
+    assert process.wait(20) == 0
+
+
 def test_descriptors_of_a_client(serve):
     source, destination = serve("-m", "4M"), serve("-m", "4M", incoming="defer")
     here, there = socket.socketpair()
@@ -345,6 +361,8 @@ def run(*arguments):
         (["serve", "-bios", "/nonexistent/bios"], 1, "/nonexistent/bios"),
         (["serve", "-M", "none", "-bios", "/dev/null"], 2, "-bios"),
         (["serve", "-M", "none,tags=on"], 2, "tags"),
+        (["serve", "--incoming", "fd:999"], 2, "fd:999"),
+        (["serve", "--incoming", "fd:1"], 2, "fd:1"),
         (["serve", "--incoming", "tcp:192.0.2.1:1"], 1, "tcp:192.0.2.1:1"),
         (["serve", "--incoming", "rdma:host:1"], 1, "rdma"),
         (["serve", "--incoming", "carrier-pigeon:1"], 2, "carrier-pigeon:1"),

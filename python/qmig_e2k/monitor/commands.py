@@ -79,7 +79,7 @@ class Call:
         return self.arguments[name]
 
     def taken_fd(self, uri: str) -> int | None:
-        """The descriptor that an `fd:NAME` URI means; a number stands for an inherited one and is left to the core."""
+        """The descriptor that an `fd:NAME` URI means; a number stands for an inherited one."""
         name = uri.removeprefix("fd:")
         if name == uri or name[:1].isdigit():
             return None
