@@ -141,3 +141,17 @@ def test_refusal_at_the_source_names_the_field_and_it_runs_on() -> None:
         with pytest.raises(MigrationError, match="chip/0/mode"):
             source.vm.migrate(uri).wait(30)
         assert source.vm.run_state == "running"
+
+
+@pytest.mark.parametrize("method", ["is_active", "setup", "pending", "iterate", "complete"])
+def test_a_live_handler_that_fails_is_named_and_the_source_runs_on(method: str) -> None:
+    with pair() as (source, target):
+        log = Log([b"line"])
+        setattr(log, method, refuse)
+        source.vm.register(log, name="log")
+        target.vm.register(Log([]), name="log")
+        uri, _ = target.listen()
+        source.vm.start()
+        with pytest.raises(MigrationError, match="log/0: register out of range"):
+            source.vm.migrate(uri).wait(30)
+        assert source.vm.run_state == "running"

@@ -12,6 +12,7 @@ from qmig_e2k.savevm import (
     Registry,
     SaveVmHandler,
     end_section,
+    guarded,
     load_section,
     part_section,
     save_full,
@@ -36,7 +37,7 @@ class Saving:
         self._profile = registry.profile
         self.head, self._described = stream_head(configuration, self._profile)
         live = ((entry, entry.handler) for entry in registry.live)
-        self._live = [(e, h) for e, h in live if isinstance(h, SaveVmHandler) and h.is_active()]
+        self._live = [(e, h) for e, h in live if isinstance(h, SaveVmHandler) and guarded(e, h.is_active)]
 
     @property
     def ram_section_id(self) -> int:
@@ -51,12 +52,12 @@ class Saving:
 
     def pending(self) -> int:
         """Bytes that the live handlers still hold."""
-        return sum(handler.pending() for _, handler in self._live)
+        return sum(guarded(entry, handler.pending) for entry, handler in self._live)
 
     def parts(self) -> Iterator[bytes]:
         """One PART section of each live handler that has something to send."""
         for entry, handler in self._live:
-            if handler.pending() > 0:
+            if guarded(entry, handler.pending) > 0:
                 yield part_section(entry, self._profile, _PART_BUDGET)[0]
 
     def ends(self) -> list[bytes | None]:

@@ -6,7 +6,15 @@ from qmig_e2k.savevm.globalstate import GlobalState
 from qmig_e2k.savevm.handlers import Handler, RamHandler, SaveVmHandler, VmStateHandler
 from qmig_e2k.savevm.profile import Profile
 from qmig_e2k.savevm.registry import Entry, Registry
-from qmig_e2k.savevm.sections import SavedDevices, end_section, load_section, part_section, save_full, start_section
+from qmig_e2k.savevm.sections import (
+    SavedDevices,
+    end_section,
+    guarded,
+    load_section,
+    part_section,
+    save_full,
+    start_section,
+)
 
 __all__ = [
     "Configuration",
@@ -22,6 +30,7 @@ __all__ = [
     "VmStateHandler",
     "check_configuration",
     "end_section",
+    "guarded",
     "load_section",
     "part_section",
     "save_full",

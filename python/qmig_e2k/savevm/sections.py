@@ -134,7 +134,7 @@ def _live_section(
 ) -> tuple[bytes, Result]:
     writer = Writer()
     _header(writer, entry, kind)
-    result = _guarded(entry, payload, writer)
+    result = guarded(entry, lambda: payload(writer))
     _footer(writer, entry, profile)
     return writer.getvalue(), result
 
@@ -144,7 +144,7 @@ def _save_entry(entry: Entry, profile: Profile, writer: Writer) -> JsonObject | 
     head: dict[str, object] = {"name": entry.idstr, "instance_id": entry.instance_id}
     handler = entry.handler
     if isinstance(handler, VmStateHandler):
-        if not _guarded(entry, lambda _: handler.needed(), writer):
+        if not guarded(entry, handler.needed):
             return None
         _header(writer, entry, SECTION_FULL)
         body = vmstate.save(handler.description, handler.obj, writer, format=profile.format, path=entry.path)
@@ -152,7 +152,7 @@ def _save_entry(entry: Entry, profile: Profile, writer: Writer) -> JsonObject | 
     else:
         _header(writer, entry, SECTION_FULL)
         start = len(writer)
-        _guarded(entry, handler.save, writer)
+        guarded(entry, lambda: handler.save(writer))
         size = len(writer) - start
         made = head | {"size": size, "fields": [{"name": "data", "size": size, "type": "buffer"}]}
     _footer(writer, entry, profile)
@@ -174,9 +174,14 @@ def _footer(writer: Writer, entry: Entry, profile: Profile) -> None:
         writer.u32(entry.section_id)
 
 
-def _guarded(entry: Entry, payload: Callable[[Writer], Result], writer: Writer) -> Result:
+def guarded(entry: Entry, action: Callable[[], Result]) -> Result:
+    """What `action`, a call of the entry's handler, returns.
+
+    Raises:
+        MigrationError: `device-state`, naming the device, for whatever it raised.
+    """
     try:
-        return payload(writer)
+        return action()
     except MigrationError:
         raise
     except Exception as error:

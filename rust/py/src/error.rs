@@ -6,13 +6,13 @@ use pyo3::prelude::*;
 use qmig_core::{Error, ErrorKind};
 
 create_exception!(
-    _core,
+    qmig_e2k._core,
     MigrationError,
     PyException,
     "A migration that failed, or a call it refused. `kind` is the stable name of the cause (str)."
 );
 create_exception!(
-    _core,
+    qmig_e2k._core,
     StreamError,
     MigrationError,
     "A stream that was refused. `kind` (str), `offset` (int or None: first byte of the refused element), `path` (str), `message` (str)."
