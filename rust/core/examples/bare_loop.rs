@@ -35,7 +35,7 @@ struct Options {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut options = Options { size: 1 << 30, prefault: true, backing: "anon".into(), socket_buffers: 512 << 10 };
+    let mut options = Options { size: 1 << 30, prefault: true, backing: "anon".into(), socket_buffers: 1 << 20 };
     let mut receive_from = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {

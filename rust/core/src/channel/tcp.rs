@@ -26,9 +26,10 @@ const USER_TIMEOUT_MS: u32 = 60_000;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(20);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Socket buffers towards a peer on this machine. Left alone they grow until pages fall out of the cache before the receiver
-/// copies them: a GiB through `examples/bare_loop` cost 0.50 to 0.55 CPU seconds so, 0.38 with 256 KiB, 0.33 to 0.36 with
-/// 512 KiB and 0.34 to 0.40 with 1 MiB, with the same or a better rate. A network's delay needs the kernel's own growth.
-const LOCAL_BUFFER: usize = 512 << 10;
+/// copies them: a GiB through `examples/bare_loop` cost 0.45 to 0.57 CPU seconds so, 0.32 to 0.40 with 512 KiB or 1 MiB.
+/// A migration is steadier with 1 MiB (3.0 to 3.3 GiB/s in five runs) than with 512 KiB (1.4 to 3.8), whose two ends sleep
+/// in turn. A network's delay needs the kernel's own growth.
+const LOCAL_BUFFER: usize = 1 << 20;
 /// Tries to find one free port for all address families.
 const PORT_TRIES: u32 = 16;
 

@@ -268,6 +268,13 @@ impl Block {
         Ok(())
     }
 
+    /// Asks for the bytes at `offset` to be in the cache soon. An offset outside has no effect, and no memory comes to exist.
+    pub fn prefetch(&self, offset: u64) {
+        if let Ok(at) = self.check(offset, 1) {
+            self.view().prefetch(at);
+        }
+    }
+
     /// True if the bytes read zero.
     pub fn is_zero(&self, offset: u64, len: usize) -> Result<bool> {
         let at = self.check(offset, len)?;

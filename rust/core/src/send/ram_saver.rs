@@ -12,6 +12,9 @@ use crate::ram::{Bitmap, Block};
 use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE, RAM_CONTINUE, RAM_EOS, RAM_MEM_SIZE, RAM_PAGE, RAM_ZERO};
 use crate::{Error, ErrorKind, Result};
 
+/// How far ahead of the look at a page its first bytes are asked for: a cache miss a page would cost as much as sending it.
+const LOOK_AHEAD: u64 = 16 * PAGE_SIZE;
+
 /// One block on its way.
 #[derive(Debug)]
 struct Area {
@@ -187,7 +190,11 @@ impl RamSaver {
         area.dirty.clear(page);
         self.dirty_pages -= 1;
         let offset = page as u64 * PAGE_SIZE;
-        let zero = area.untouched.as_ref().is_some_and(|known| known.get(page)) || area.block.is_zero(offset, PAGE_BYTES)?;
+        let untouched = area.untouched.as_ref().is_some_and(|known| known.get(page));
+        if !untouched {
+            area.block.prefetch(offset + LOOK_AHEAD);
+        }
+        let zero = untouched || area.block.is_zero(offset, PAGE_BYTES)?;
         let again = self.last_sent == Some(at);
         let word = offset | if zero { RAM_ZERO } else { RAM_PAGE } | if again { RAM_CONTINUE } else { 0 };
         if again {

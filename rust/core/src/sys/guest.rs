@@ -140,6 +140,11 @@ impl<'a> GuestMem<'a> {
         unsafe { std::ptr::write_bytes(into, value, len) }
     }
 
+    /// Asks for the bytes at `offset` to be in the cache soon; an offset outside has no effect.
+    pub fn prefetch(&self, offset: usize) {
+        scan::prefetch(self.base.as_ptr().wrapping_add(offset));
+    }
+
     /// True if every byte reads zero.
     pub fn is_zero(&self, offset: usize, len: usize) -> bool {
         let from = self.at(offset, len);
