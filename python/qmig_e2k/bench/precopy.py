@@ -110,7 +110,6 @@ def run(
             ours: list[Run] = []
             theirs: list[Run] = []
             bare: list[Run] = []
-            host.warm(3)
             for number in range(runs + 1):
                 # Who comes second gets the memory that the first has just given back: each in turn.
                 if number % 2:
@@ -197,6 +196,7 @@ def _qemu(program: str, case: Case, directory: Path) -> Run:
 
 
 def _bare(program: Path, case: Case) -> Run:
+    host.warm(3)
     printed = subprocess.run(
         [program, "--size", str(GIB), *case.bare], capture_output=True, text=True, check=True, timeout=DEADLINE_S
     ).stdout
@@ -205,6 +205,7 @@ def _bare(program: Path, case: Case) -> Run:
 
 
 def _timed(source: QmpClient, destination: QmpClient, pids: list[int]) -> Run:
+    host.warm(3)
     before = sum(map(host.cpu_seconds, pids))
     seconds = _migrate(source, destination)
     # The destination has started; the processes' last work (closing) belongs to the price, too.
