@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Proxy"]
 
-_CHUNK = 1 << 16
+_CHUNK = 4 << 20
+"""Each turn may wait for the interpreter lock: small pieces would make a network that a busy guest outruns."""
 
 
 class Proxy:
