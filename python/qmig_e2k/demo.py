@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from qmig_e2k.monitor.client import QmpClient, QmpError
+from qmig_e2k.monitor.client import QmpClient, QmpError, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -135,7 +135,7 @@ def _move(screen: Screen, source: QmpClient, destination: QmpClient, tamper: Cal
     begun = time.monotonic()
     source.execute("migrate", uri=f"tcp:{address['host']}:{address['port']}")
     stopped = _follow(screen, source, begun)
-    resumed = _stamp(destination.wait_event("RESUME", DEADLINE_S))
+    resumed = stamp(destination.wait_event("RESUME", DEADLINE_S))
     destination.wait_event("MIGRATION", DEADLINE_S, status="completed")
     info = source.execute("query-migrate")
     ram = info["ram"]
@@ -180,7 +180,7 @@ def _follow(screen: Screen, source: QmpClient, begun: float) -> float:
                 f"{left:7.1f} MiB to send, {sent:7.1f} MiB sent, {ram.get('mbps', 0) / 8.388608:5.0f} MiB/s"
             )
         elif event["event"] == "STOP":
-            stopped = _stamp(event)
+            stopped = stamp(event)
         elif event["event"] == "MIGRATION":
             status = event["data"]["status"]
             if status == "completed":
@@ -190,8 +190,3 @@ def _follow(screen: Screen, source: QmpClient, begun: float) -> float:
                 raise RuntimeError(message)
     message = f"the migration did not complete within {DEADLINE_S:g} s"
     raise TimeoutError(message)
-
-
-def _stamp(event: dict[str, Any]) -> float:
-    stamp: dict[str, int] = event["timestamp"]
-    return stamp["seconds"] + stamp["microseconds"] / 1e6

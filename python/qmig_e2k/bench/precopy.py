@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qmig_e2k.bench import host
 from qmig_e2k.demo import Served
-from qmig_e2k.monitor.client import QmpClient
+from qmig_e2k.monitor.client import QmpClient, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,7 +105,6 @@ def run(
         with random_file.open("wb") as out:
             for _ in range(64):
                 out.write(os.urandom(16 << 20))
-        host.warm()
         for case in cases(random_file, directory):
             ours: list[Run] = []
             theirs: list[Run] = []
@@ -120,9 +119,9 @@ def run(
                     ours.append(_ours(case, directory))
                 if bare_loop is not None and case.bare:
                     bare.append(_bare(bare_loop, case))
-                words = [f"ours {GIB / 2**30 / ours[-1].seconds:.2f} GiB/s"]
-                words += [f"QEMU {GIB / 2**30 / theirs[-1].seconds:.2f}"] if theirs else []
-                words += [f"bare loop {GIB / 2**30 / bare[-1].seconds:.2f}"] if bare else []
+                words = [f"ours {1 / ours[-1].seconds:.2f} GiB/s"]
+                words += [f"QEMU {1 / theirs[-1].seconds:.2f}"] if theirs else []
+                words += [f"bare loop {1 / bare[-1].seconds:.2f}"] if bare else []
                 say(f"{case.name}, run {number}{' (dropped)' if number == 0 else ''}: {', '.join(words)}")
             if theirs:
                 results.append(_rate(case.name, ours[1:], theirs[1:], "QEMU"))
@@ -231,13 +230,11 @@ def _downtime(guest: list[str], bandwidth: int, say: Callable[[str], None]) -> f
         _prefault(source.qmp, "e2k.ram")
         _migrate(source.qmp, destination.qmp, bandwidth)
         stop, resume = source.qmp.wait_event("STOP", DEADLINE_S), destination.qmp.wait_event("RESUME", DEADLINE_S)
-        stamps: list[float] = [
-            event["timestamp"]["seconds"] * 1000 + event["timestamp"]["microseconds"] / 1000 for event in (stop, resume)
-        ]
+        stopped = (stamp(resume) - stamp(stop)) * 1000
         _until(lambda: source.qmp.execute("query-migrate")["status"] == "completed")
         parts = source.qmp.execute("query-migrate").get("x-downtime", {})
-        say(f"downtime {stamps[1] - stamps[0]:.2f} ms ({' '.join(guest)}): source's parts in us {json.dumps(parts)}")
-        return stamps[1] - stamps[0]
+        say(f"downtime {stopped:.2f} ms ({' '.join(guest)}): source's parts in us {json.dumps(parts)}")
+        return stopped
 
 
 @contextlib.contextmanager

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 Event = dict[str, Any]
 
 
+def stamp(event: Event) -> float:
+    """When the server emitted `event`, in seconds since the epoch on its wall clock."""
+    at: dict[str, int] = event["timestamp"]
+    return at["seconds"] + at["microseconds"] / 1e6
+
+
 class QmpError(Exception):
     """An error reply: `error_class` is QMP's class, the text its description."""
 
