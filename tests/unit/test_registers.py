@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qmig_e2k._core import Reader, Writer
 from qmig_e2k.e2k.registers import Group, octets, word, words
-from qmig_e2k.vmstate import uint32, uint64
+from qmig_e2k.vmstate import load, save, uint32, uint64
 
 GROUP = Group(
     word("init", uint32),
@@ -67,6 +68,26 @@ def test_one_object_does_not_share_its_arrays_with_the_next() -> None:
     one, other = fresh(), fresh()
     one.irr[0] = 9
     assert other.irr[0] == 1
+
+
+def test_two_groups_of_one_object_may_have_a_register_of_the_same_name() -> None:
+    one, other = (
+        Group(word("ctrl", uint32)),
+        Group(word("ctrl", uint32, 5, attr="hc_ctrl"), words("id", uint64, 2, attr="hc_id")),
+    )
+    obj = SimpleNamespace()
+    one.reset(obj)
+    other.reset(obj)
+    assert (obj.ctrl, obj.hc_ctrl) == (0, 5)
+    obj.hc_ctrl, obj.hc_id[1] = 6, 7
+    assert other.differs(obj)
+    assert not one.differs(obj)
+    writer = Writer()
+    described = save(other.subsection("dev/hc"), obj, writer)
+    assert [field["name"] for field in described["fields"]] == ["ctrl", "id"]
+    obj.hc_ctrl = 0
+    load(other.subsection("dev/hc"), obj, Reader(writer.getvalue()), 1)
+    assert (obj.ctrl, obj.hc_ctrl) == (0, 6)
 
 
 def test_a_subsection_can_ask_for_more() -> None:

@@ -36,7 +36,8 @@ class Register:
     """One register, or an array of equal ones.
 
     Attributes:
-        name: attribute, and name of the field.
+        name: name of the field.
+        attribute: attribute that holds it; the same unless two groups of one object have a register of that name.
         field: its row in the description.
         dtype: numpy type of an array's elements; None: a single number; bytes are kept in a bytearray.
         length: elements of an array, bytes of a buffer; 0: a single number.
@@ -44,6 +45,7 @@ class Register:
     """
 
     name: str
+    attribute: str
     field: VMStateField
     dtype: np.dtype[Any] | None
     length: int
@@ -64,19 +66,20 @@ class Register:
         return made
 
 
-def word(name: str, kind: Kind, reset: Reset = 0) -> Register:
+def word(name: str, kind: Kind, reset: Reset = 0, *, attr: str | None = None) -> Register:
     """A single number."""
-    return Register(name, kind(name), None, 0, reset)
+    return Register(name, attr or name, kind(name, attr=attr), None, 0, reset)
 
 
-def words(name: str, kind: Kind, count: int, reset: Reset = 0) -> Register:
+def words(name: str, kind: Kind, count: int, reset: Reset = 0, *, attr: str | None = None) -> Register:
     """`count` numbers in a numpy array of the kind's own type, native byte order."""
-    return Register(name, array(name, kind, count), kind.dtype.newbyteorder("="), count, reset)
+    field = array(name, kind, count, attr=attr)
+    return Register(name, attr or name, field, kind.dtype.newbyteorder("="), count, reset)
 
 
-def octets(name: str, size: int, reset: Reset = 0) -> Register:
+def octets(name: str, size: int, reset: Reset = 0, *, attr: str | None = None) -> Register:
     """`size` raw bytes in a bytearray."""
-    return Register(name, buffer(name, size), None, size, reset)
+    return Register(name, attr or name, buffer(name, size, attr=attr), None, size, reset)
 
 
 class Group:
@@ -94,8 +97,8 @@ class Group:
         self._constant = tuple(None if callable(r.initial) else r.value(None) for r in registers)
 
     def reset_values(self, obj: Any) -> dict[str, Any]:
-        """Every register's value after reset, by name; not to be changed."""
-        return dict(zip((r.name for r in self.registers), self._values(obj), strict=True))
+        """Every register's value after reset, by attribute; not to be changed."""
+        return dict(zip((r.attribute for r in self.registers), self._values(obj), strict=True))
 
     def _values(self, obj: Any) -> list[Any]:
         return [
@@ -107,18 +110,18 @@ class Group:
         """Every register back to its value after power-on. Arrays keep their identity, so that views stay valid."""
         for register, value in zip(self.registers, self._values(obj), strict=True):
             if not register.length:
-                setattr(obj, register.name, value)
+                setattr(obj, register.attribute, value)
                 continue
-            have = getattr(obj, register.name, None)
+            have = getattr(obj, register.attribute, None)
             if have is not None:
                 have[:] = value
             else:
-                setattr(obj, register.name, bytearray(value) if register.dtype is None else value.copy())
+                setattr(obj, register.attribute, bytearray(value) if register.dtype is None else value.copy())
 
     def differs(self, obj: Any) -> bool:
         """True if a register is not at its value after reset."""
         return any(
-            not _same(getattr(obj, register.name), value)
+            not _same(getattr(obj, register.attribute), value)
             for register, value in zip(self.registers, self._values(obj), strict=True)
         )
 
