@@ -258,6 +258,15 @@ def test_what_is_no_subsection_is_left_alone() -> None:
         assert load(OWNER, {}, b"\1" + rest, rest=len(rest)) == {"a": 1}
 
 
+def test_a_subsection_whose_name_begins_like_its_neighbours_is_the_owners() -> None:
+    twins = [VMStateDescription(name, fields=[uint8(name[4:])]) for name in ("dev/aau", "dev/aau_prefetch")]
+    device = VMStateDescription("dev", fields=[uint8("a")], subsections=twins)
+    state = {"a": 1, "aau": 2, "aau_prefetch": 3}
+    raw, _ = save(device, state)
+    assert load(device, {}, raw) == state
+    assert refused(device, {}, b"\1" + sub("dev/aau", b"\2") + sub("dev/aau_other")).path == "dev/dev/aau"
+
+
 def test_bad_subsections() -> None:
     error = refused(OWNER, {}, b"\1" + sub("dev/new", b""))
     assert (error.message, error.offset, error.path) == ("subsection dev/new unknown", 101, "dev")
