@@ -12,13 +12,15 @@ _LINE_64 = 2
 
 @dataclass(frozen=True, slots=True)
 class CpuModel:
-    """One CPU model.
+    """One CPU model. What depends on the generation is asked as `model.isa >= 6`.
 
     Attributes:
         name: as on the command line.
         isa: ISA version, the `isa` field on the wire.
         mdl: model byte of IDR.
         cores: cores per node.
+        mc_block: bytes of the memory controllers' registers in SIC (of all up to ISA v5, of each since v6); 0: none.
+        mc_count: memory controllers of a node.
         epic: EPIC interrupt controller instead of APIC.
         physical_bits: width of a physical address.
         revision: revision in IDR.
@@ -28,6 +30,8 @@ class CpuModel:
     isa: int
     mdl: int
     cores: int
+    mc_block: int
+    mc_count: int
     epic: bool = False
     physical_bits: int = 40
     revision: int = 2
@@ -41,22 +45,30 @@ class CpuModel:
 MODELS = {
     model.name: model
     for model in (
-        CpuModel("e2c+", 2, 0x04, 2),
-        CpuModel("e2s", 3, 0x03, 4),
-        CpuModel("e8c", 4, 0x07, 8),
-        CpuModel("e1c+", 4, 0x08, 1),
-        CpuModel("e8c2", 5, 0x09, 8),
-        CpuModel("e12c", 6, 0x0A, 12, epic=True, physical_bits=48),
-        CpuModel("e16c", 6, 0x0B, 16, epic=True, physical_bits=48),
-        CpuModel("e2c3", 6, 0x0C, 2, epic=True, physical_bits=48),
-        CpuModel("e48c", 7, 0x0D, 48, epic=True, physical_bits=48),
-        CpuModel("e8v7", 7, 0x0E, 8, epic=True, physical_bits=48),
+        CpuModel("e2c+", 2, 0x04, 2, 0, 0),
+        CpuModel("e2s", 3, 0x03, 4, 0xA4, 3),
+        CpuModel("e8c", 4, 0x07, 8, 0xE4, 4),
+        CpuModel("e8c2", 5, 0x09, 8, 0xF4, 4),
+        CpuModel("e12c", 6, 0x0A, 12, 0x60, 2, epic=True, physical_bits=48),
+        CpuModel("e16c", 6, 0x0B, 16, 0x60, 8, epic=True, physical_bits=48),
+        CpuModel("e2c3", 6, 0x0C, 2, 0x60, 2, epic=True, physical_bits=48),
     )
 }
+"""The models that a machine can have."""
+
+REFUSED = {
+    "e1c+": "the size of its memory controllers' register block in SIC is unknown",
+    "e48c": "its model number in IDR and its memory controllers' registers in SIC are unknown",
+    "e8v7": "its memory controllers' registers in SIC are unknown",
+    "virt": "it is the virtual CPU of the kernel's own hypervisor, without a machine of its own",
+}
+"""Models that exist but are not described completely, with the reason."""
 
 
 def cpu_model(name: str) -> CpuModel:
-    """The model of that name; ValueError lists the known ones."""
+    """The model of that name; ValueError says why not, or lists the known ones."""
+    if name in REFUSED:
+        raise ValueError(f"CPU model {name!r} is not possible: {REFUSED[name]}; use one of {', '.join(MODELS)}")
     if name not in MODELS:
         raise ValueError(f"CPU model {name!r} is none of {', '.join(MODELS)}")
     return MODELS[name]

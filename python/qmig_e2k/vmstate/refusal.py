@@ -43,6 +43,10 @@ class Refusal(Exception):  # noqa: N818 - a refusal is the word
         else:
             text = str(error)
             made = cls(text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}", offset)
+            # a hook that checked several fields may say which one it was
+            field = getattr(error, "field", "")
+            if isinstance(field, str) and field:
+                made.parts.append(field)
         if made.offset is None:
             made.offset = offset
         return made

@@ -29,6 +29,7 @@ class Cpu(CpuCommon):
     Attributes:
         model: CPU model; the same on both sides.
         entry: address at which the first instruction is after reset.
+        tag_mode: the machine keeps memory tags; without it registers have none either.
     """
 
     isa: int
@@ -63,10 +64,11 @@ class Cpu(CpuCommon):
     lsr: int
     ilcr: int
 
-    def __init__(self, index: int, model: CpuModel, entry: int) -> None:
+    def __init__(self, index: int, model: CpuModel, entry: int, tags: bool = False) -> None:
         """A CPU in its reset state."""
         self.model = model
         self.entry = entry
+        self.tag_mode = tags
         self.regs_lo: Words = np.zeros(regfile.REGISTERS, np.uint64)
         self.cud: Words = np.zeros(2, np.uint64)
         self.gd: Words = np.zeros(2, np.uint64)
