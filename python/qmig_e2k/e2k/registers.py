@@ -27,6 +27,10 @@ from qmig_e2k.vmstate import VMStateDescription, VMStateField, array, buffer
 if TYPE_CHECKING:
     from qmig_e2k.vmstate.kinds import Kind
 
+Words32 = np.ndarray[Any, np.dtype[np.uint32]]
+Words64 = np.ndarray[Any, np.dtype[np.uint64]]
+"""What `words` keeps."""
+
 Value = int | bool | bytes | Sequence[int]
 Reset = Value | Callable[[Any], Value]
 
