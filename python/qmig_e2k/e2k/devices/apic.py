@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qmig_e2k.e2k.devices.controllers import HARD, NMI, first_with, highest, request
+from qmig_e2k.e2k.hooks import CheckError, after_load, before_save, require
 from qmig_e2k.e2k.registers import Group, word, words
 from qmig_e2k.vmstate import VMStateDescription, int32, int64, uint8, uint32
 
@@ -18,9 +20,13 @@ if TYPE_CHECKING:
 BASE = 0xFEE0_0000
 BASE_ENABLE = 1 << 11
 BASE_BOOTSTRAP = 1 << 8
+SPURIOUS_ENABLE = 1 << 8
+"""Software enable bit of the spurious-vector register."""
 MASKED = 1 << 16
 """Mask bit of an LVT entry."""
 NOT_ARMED = -1
+_LVT_RESERVED = 0xFFF0_0000
+_NM_CAUSES = 0x7_FF00
 
 BODY = Group(
     word("apicbase", uint32, reset=lambda apic: BASE | BASE_ENABLE | (BASE_BOOTSTRAP if apic.index == 0 else 0)),
@@ -133,14 +139,49 @@ def forget(apic: Apic) -> None:
     apic.wait_for_sipi = 0
 
 
+def interrupt_pending(apic: Apic) -> bool:
+    """Whether the APIC asserts the CPU's maskable interrupt (HARD).
+
+    It must be enabled (bit 11 of apicbase, bit 8 of spurious_vec), and the class (vector 7:4) of the highest request
+    in irr must be above the processor priority, which is the higher one of tpr 7:4 and the highest class in isr.
+    """
+    if not (apic.apicbase & BASE_ENABLE and apic.spurious_vec & SPURIOUS_ENABLE):
+        return False
+    return highest(apic.irr, 32) >> 4 > max(apic.tpr >> 4, highest(apic.isr, 32) >> 4)
+
+
+def check_e2k(apic: Apic, _version: int) -> None:
+    """post_load of `apic/e2k`: A04."""
+    require(apic.nm & ~_NM_CAUSES == 0, "A04", "apic %d: reserved bits in NM", apic.index, field="nm")
+
+
+def loaded(apic: Apic, version: int) -> object:
+    """post_load: A01, A02, then the CPU's requests (R3).
+
+    HARD becomes `interrupt_pending`, whatever the stream said of it. NMI is set if a cause is pending in nm and left
+    as it came otherwise: an NMI from elsewhere (a pin, another CPU's command) leaves no trace in the APIC, and must not
+    be lost. Arming or cancelling both timers by their expiry is the emulator's `after_load`.
+    """
+    index = first_with(apic.lvt, _LVT_RESERVED)
+    if index is not None:
+        raise CheckError("A01", f"apic {apic.index}: reserved bits in LVT {index}", f"lvt[{index}]")
+    require(0 <= apic.count_shift <= 7, "A02", "apic %d: bad divider", apic.index, field="count_shift")
+    request(apic, HARD, interrupt_pending(apic))
+    if apic.nm:
+        request(apic, NMI, True)
+    return after_load(apic, version)
+
+
 APIC = VMStateDescription(
     "apic",
     version_id=3,
     minimum_version_id=3,
     fields=BODY.FIELDS,
+    pre_save=before_save,
     pre_load=forget,
+    post_load=loaded,
     subsections=[
         VMStateDescription("apic_sipi", fields=SIPI.FIELDS, needed=lambda apic: apic.wait_for_sipi != 0),
-        E2K.subsection("apic/e2k"),
+        E2K.subsection("apic/e2k", post_load=check_e2k),
     ],
 )

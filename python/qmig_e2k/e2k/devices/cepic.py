@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
+from qmig_e2k.e2k.devices.controllers import HARD, NMI, highest, request
+from qmig_e2k.e2k.hooks import after_load, before_save, require
 from qmig_e2k.e2k.registers import Group, octets, word, words
 from qmig_e2k.vmstate import VMStateDescription, timer, uint32, uint64
 
@@ -12,12 +15,22 @@ if TYPE_CHECKING:
     from qmig_e2k.e2k.models import CpuModel
     from qmig_e2k.e2k.registers import Words64
 
+log = logging.getLogger(__name__)
+
 CTRL_BOOTSTRAP = 1 << 8
 CTRL_ENABLE = 1 << 10
 MASKED = 1 << 16
 """Mask bit of a local vector."""
 NOT_ARMED = -1
 GUEST_PAGE = 4096
+NMI_SOURCES = 0x3_2600
+"""Requests in pnmirr that are non-maskable interrupts: those that pnmirr_mask can hold back (9, 10, 13, 16, 17)."""
+
+_MAX_VECTOR = 0x3FF
+_VECTORS = (("esr2", 0xFFF), ("cir", 0xFFF), ("timer_lvtt", 0xFFF), ("svr", 0xFFFF_FFFF), ("vect_inta", 0xFFFF))
+"""Words with a vector, and their bits below the first flag: all that a vector could be."""
+_DEFINED = (("esr", 0x7E0), ("pnmirr", 0x3_3EFF))
+_TIMERS = ("timer", "nm_timer")
 
 
 def local_id(cepic: Any) -> int:
@@ -131,4 +144,64 @@ class Cepic:
             group.reset(self)
 
 
-CEPIC = VMStateDescription("cepic", fields=BODY.FIELDS, subsections=[HV.subsection("cepic/hv")])
+def interrupt_pending(cepic: Cepic) -> bool:
+    """Whether the CEPIC asserts the core's maskable interrupt (HARD).
+
+    It must be enabled (soft_en of ctrl), and the priority of the highest request in pmirr must be above cpr 10:8. The
+    priority of a vector is its bits 9:8 plus one, so that priority 0 of the core lets all of them pass.
+    """
+    if not cepic.ctrl & CTRL_ENABLE:
+        return False
+    return (highest(cepic.pmirr, 64) >> 8) + 1 > cepic.cpr >> 8 & 7
+
+
+def nmi_pending(cepic: Cepic) -> bool:
+    """Whether it asserts the non-maskable one: a source in pnmirr that is not held back by pnmirr_mask.
+
+    The other bits of pnmirr are the start-up entry and the start-up and init requests, which are no NMI.
+    """
+    return bool(cepic.pnmirr & NMI_SOURCES & ~cepic.pnmirr_mask)
+
+
+def check(cepic: Cepic) -> None:
+    """E01 to E05."""
+    index = cepic.index
+    require(cepic.id <= _MAX_VECTOR, "E01", "cepic %d: bad id 0x%x", index, cepic.id, field="id")
+    if cepic.id != local_id(cepic):
+        log.debug("cepic %d: id %#x adopted, the core's own is %#x", index, cepic.id, local_id(cepic))
+    for name, bits in _DEFINED:
+        require(getattr(cepic, name) & ~bits == 0, "E02", "cepic %d: reserved bits in %s", index, name, field=name)
+    for name in _TIMERS:
+        initial = getattr(cepic, f"{name}_init")
+        for part, most in (("div", 0xF), ("cur", initial)):
+            field = f"{name}_{part}"
+            require(getattr(cepic, field) <= most, "E03", "cepic %d: invalid timer", index, field=field)
+    for name, bits in _VECTORS:
+        require(getattr(cepic, name) & bits <= _MAX_VECTOR, "E04", "cepic %d: vector out of range", index, field=name)
+    for name in _TIMERS:
+        field = f"{name}_expiry"
+        idle = getattr(cepic, field) == NOT_ARMED
+        armed = "cepic %d: timer armed with zero count"
+        require(idle or getattr(cepic, f"{name}_init"), "E05", armed, index, field=field)
+
+
+def loaded(cepic: Cepic, version: int) -> object:
+    """post_load: the checks, then the CPU's requests (R3).
+
+    HARD and NMI become `interrupt_pending` and `nmi_pending`, whatever the stream said of them. Arming both timers by
+    their expiry is the emulator's `after_load`; so is raising HARD for a vector that it keeps in cir alone.
+    """
+    check(cepic)
+    request(cepic, HARD, interrupt_pending(cepic))
+    request(cepic, NMI, nmi_pending(cepic))
+    return after_load(cepic, version)
+
+
+CEPIC = VMStateDescription(
+    "cepic",
+    fields=BODY.FIELDS,
+    pre_save=before_save,
+    post_load=loaded,
+    # an emulator that does not model virtualization has zeros there
+    subsections=[HV.subsection("cepic/hv")],
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qmig_e2k.e2k.hooks import after_load, before_save, require
 from qmig_e2k.e2k.registers import Group, word, words
 from qmig_e2k.vmstate import VMStateDescription, array, uint8, uint32, uint64, unused
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 PINS = 24
 MASKED = 1 << 16
 """Mask bit of a redirection entry."""
+
+_IRR_VERSION = 2
+"""First stream version that has irr."""
 
 REGISTERS = Group(
     word("id", uint8),
@@ -46,6 +50,17 @@ class Ioapic:
         REGISTERS.reset(self)
 
 
+def loaded(ioapic: Ioapic, version: int) -> object:
+    """post_load: I01; nothing is requested in a version-1 stream.
+
+    Delivering what a level-triggered pin asks for is the emulator's `after_load`, which finds the local APICs loaded.
+    """
+    if version < _IRR_VERSION:
+        ioapic.irr = 0
+    require(ioapic.irr >> PINS == 0, "I01", "ioapic: request on a non-existing pin", field="irr")
+    return after_load(ioapic, version)
+
+
 IOAPIC = VMStateDescription(
     "ioapic",
     version_id=3,
@@ -53,8 +68,10 @@ IOAPIC = VMStateDescription(
     fields=[
         uint8("id"),
         uint8("ioregsel"),
-        unused(8, version=2),
-        uint32("irr", version=2),
+        unused(8, version=_IRR_VERSION),
+        uint32("irr", version=_IRR_VERSION),
         array("ioredtbl", uint64, PINS),
     ],
+    pre_save=before_save,
+    post_load=loaded,
 )

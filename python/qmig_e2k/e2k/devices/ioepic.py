@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qmig_e2k.e2k.devices.controllers import first_with
+from qmig_e2k.e2k.hooks import CheckError, after_load, before_save
 from qmig_e2k.e2k.registers import Group, word, words
 from qmig_e2k.vmstate import VMStateDescription, uint32, uint64
 
@@ -13,6 +15,13 @@ if TYPE_CHECKING:
 PINS = 64
 MASKED = 1 << 16
 """Mask bit of a pin's control word."""
+
+_CHECKS = (
+    ("O01", "int_ctrl", 0xFFFE_4FFF, "ioepic: reserved bits in pin %u"),
+    ("O02", "int_rid", 0xFFFF_0000, "ioepic: bad requester id at pin %u"),
+    ("O03", "msg_data", 0xFFFF_1C00, "ioepic: reserved bits in pin %u"),
+)
+"""Code, words, bits that none of them may have, text."""
 
 BODY = Group(
     word("id", uint32),
@@ -59,4 +68,17 @@ class Ioepic:
         BODY.reset(self)
 
 
-IOEPIC = VMStateDescription("ioepic", fields=BODY.FIELDS)
+def loaded(ioepic: Ioepic, version: int) -> object:
+    """post_load: O01 to O03.
+
+    Sending pending unmasked pins again is the emulator's `after_load`: in the order in which a machine's sections are
+    made, all CEPICs are loaded by then.
+    """
+    for code, name, reserved, text in _CHECKS:
+        pin = first_with(getattr(ioepic, name), reserved)
+        if pin is not None:
+            raise CheckError(code, text % pin, f"{name}[{pin}]")
+    return after_load(ioepic, version)
+
+
+IOEPIC = VMStateDescription("ioepic", fields=BODY.FIELDS, pre_save=before_save, post_load=loaded)

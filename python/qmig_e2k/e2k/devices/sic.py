@@ -5,8 +5,11 @@ Registers are raw words. A subsection's registers have its name as a prefix wher
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
+from qmig_e2k.e2k.devices.controllers import first_with
+from qmig_e2k.e2k.hooks import CheckError, after_load, before_save, require
 from qmig_e2k.e2k.registers import Group, word, words
 from qmig_e2k.vmstate import VMStateDescription, uint32, uint64
 
@@ -14,9 +17,17 @@ if TYPE_CHECKING:
     from qmig_e2k.e2k.models import CpuModel
     from qmig_e2k.e2k.registers import Words32, Words64
 
+log = logging.getLogger(__name__)
+
 NODES = 4
 """Nodes that a routing table has room for."""
 MC_WORDS = 192
+
+_ROUTES = (("rt_mlo", 0x07FF_07FF), ("rt_pcim", 0x07FF_07FF), ("rt_pciio", 0x0FFF_0FFF))
+"""Routing words and their unused bits."""
+_PCICFGB_UNUSED = 0xFFE0_0007
+_MSI_WINDOW = 1 << 20
+"""Size of the MSI window in bytes; it begins at a multiple."""
 
 BODY = Group(
     words("rt_lcfg", uint32, NODES, reset=(0xB, 0x30, 0x30, 0x30)),
@@ -214,22 +225,83 @@ def _has_link1(sic: Any) -> bool:
     return bool(getattr(sic, "links", 1) > 1)
 
 
+def memory_controller_words(model: CpuModel) -> int:
+    """How many of the words in `mc` a model has: one block for all up to ISA v5, one for each controller since v6."""
+    return model.mc_block * (model.mc_count if model.isa >= 6 else 1) // 4
+
+
+def check_mc(sic: Sic, _version: int) -> None:
+    """post_load of `e2k-sic/mc`: S02."""
+    have = memory_controller_words(sic.model)
+    beyond = first_with(sic.mc[have:], 0xFFFF_FFFF)
+    if beyond is not None:
+        index = have + beyond
+        text = f"sic {sic.node}: memory controller word {index} not present"
+        raise CheckError("S02", text, f"mc[{index}]")
+
+
+def check_hmu(sic: Sic, _version: int) -> None:
+    """post_load of `e2k-sic/hmu`: an older ISA has none, and could not hand it on (G7)."""
+    text = "sic %d: subsection %s not valid for ISA v%u"
+    require(_has_hmu(sic), "G7", text, sic.node, "e2k-sic/hmu", sic.model.isa)
+
+
+def check_ipcc(sic: Sic, _version: int) -> None:
+    """post_load of `e2k-sic/ipcc`: one node alone has no neighbours."""
+    require(_has_neighbours(sic), "G7", "sic %d: subsection %s not valid for one node", sic.node, "e2k-sic/ipcc")
+
+
+def check_link1(sic: Sic, _version: int) -> None:
+    """post_load of `e2k-sic/link1`: there must be a second link."""
+    require(_has_link1(sic), "G7", "sic %d: subsection %s not valid for one IO link", sic.node, "e2k-sic/link1")
+
+
+def _trace_overlaps(sic: Sic) -> None:
+    """S04, soft: a window of PCI memory that lies over one of low RAM."""
+    ram, pci = (
+        [(word >> 11 & 0x1F, word >> 27) for word in map(int, words) if word >> 11 & 0x1F <= word >> 27]
+        for words in (sic.rt_mlo, sic.rt_pcim)
+    )
+    for begin, end in pci:
+        if any(begin <= ram_end and ram_begin <= end for ram_begin, ram_end in ram):
+            log.debug("sic %d: PCI memory at %#x overlaps RAM", sic.node, begin << 27)
+
+
+def loaded(sic: Sic, version: int) -> object:
+    """post_load: S01, S03, S04.
+
+    Moving the windows of PCI and MSI, where a model lets them move, is the emulator's `after_load`.
+    """
+    reserved = "sic %d: reserved bits in %s"
+    for name, unused in _ROUTES:
+        index = first_with(getattr(sic, name), unused)
+        if index is not None:
+            raise CheckError("S01", reserved % (sic.node, name), f"{name}[{index}]")
+    require(sic.rt_pcicfgb & _PCICFGB_UNUSED == 0, "S01", reserved, sic.node, "rt_pcicfgb", field="rt_pcicfgb")
+    require(sic.rt_msi % _MSI_WINDOW == 0, "S03", "sic %d: bad MSI window", sic.node, field="rt_msi")
+    if log.isEnabledFor(logging.DEBUG):
+        _trace_overlaps(sic)
+    return after_load(sic, version)
+
+
 SIC = VMStateDescription(
     "e2k-sic",
     fields=BODY.FIELDS,
+    pre_save=before_save,
+    post_load=loaded,
     subsections=[
         PREPIC.subsection("e2k-sic/prepic"),
         HC.subsection("e2k-sic/hc"),
-        MC.subsection("e2k-sic/mc"),
-        HMU.subsection("e2k-sic/hmu", when=_has_hmu),
+        MC.subsection("e2k-sic/mc", post_load=check_mc),
+        HMU.subsection("e2k-sic/hmu", when=_has_hmu, post_load=check_hmu),
         IC.subsection("e2k-sic/ic"),
         MON.subsection("e2k-sic/mon"),
         PCS.subsection("e2k-sic/pcs"),
         BC.subsection("e2k-sic/bc"),
         RDMA.subsection("e2k-sic/rdma"),
-        VMStateDescription("e2k-sic/ipcc", fields=IPCC.FIELDS, needed=_has_neighbours),
+        VMStateDescription("e2k-sic/ipcc", fields=IPCC.FIELDS, needed=_has_neighbours, post_load=check_ipcc),
         PMC.subsection("e2k-sic/pmc"),
         L3.subsection("e2k-sic/l3"),
-        VMStateDescription("e2k-sic/link1", fields=LINK1.FIELDS, needed=_has_link1),
+        VMStateDescription("e2k-sic/link1", fields=LINK1.FIELDS, needed=_has_link1, post_load=check_link1),
     ],
 )
