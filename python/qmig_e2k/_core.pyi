@@ -186,7 +186,8 @@ class Control:
         """
     def outgoing_error(self) -> str | None: ...
     def cancel(self) -> bool:
-        """migrate_cancel: status cancelling, channels shut down; False if there was nothing to cancel or it was committed. Never blocks."""
+        """migrate_cancel: channels shut down; outgoing: status cancelling; incoming, whose source has connected and has no promise yet: it fails.
+        False if there was nothing to cancel or the machine may be the other side's. Never blocks."""
     # incoming
     def begin_incoming(self) -> None:
         """Emits MIGRATION setup as 7.2 does; the status stays none. Raises `invalid-state` if one is under way; a failed one may be followed by another."""

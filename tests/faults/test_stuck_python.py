@@ -1,4 +1,4 @@
-"""A process whose Python is stuck with the interpreter lock held can be watched, and its migration cancelled."""
+"""A process whose Python is stuck with the interpreter lock held: it can be watched, and its migration cancelled."""
 
 import json
 import socket
@@ -81,3 +81,45 @@ def test_seen_and_cancelled(tmp_path):
 
                 assert host.stdout.readline() == "free\n"
                 assert json.loads(host.stdout.readline()) == ["cancelled", "running"]
+
+
+WAITING = textwrap.dedent("""
+    import ctypes, json, sys
+    from qmig_e2k import MigrationError, Vm
+
+    qmp, seconds = sys.argv[1:]
+    with Vm("none") as vm:
+        vm.add_ram("ram", 1 << 20)
+        vm.serve_qmp(qmp)
+        arrival = vm.incoming("tcp:127.0.0.1:0")
+        print(arrival.addresses[0]["port"], flush=True)
+        while vm.machine.control.incoming_status != "active":
+            pass
+        print("stuck", flush=True)
+        ctypes.PyDLL(None).usleep(int(seconds) * 1_000_000)  # called with the lock held
+        print("free", flush=True)
+        try:
+            arrival.wait(10)
+        except MigrationError as error:
+            print(json.dumps([error.kind, vm.run_state]), flush=True)
+""")
+
+
+def test_a_silent_source_is_sent_away(tmp_path):
+    address = f"unix:{tmp_path}/qmp"
+    command = [sys.executable, "-c", WAITING, address, str(STUCK_S)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as host:
+        assert host.stdout
+        port = int(host.stdout.readline())
+        with (
+            socket.create_connection(("127.0.0.1", port), 20) as source,
+            QmpClient(address, alive=lambda: host.poll() is None) as qmp,
+        ):
+            assert host.stdout.readline() == "stuck\n"
+            begun = time.monotonic()
+            assert qmp.execute("query-migrate")["status"] == "active"
+            assert qmp.execute("migrate_cancel") == {}
+            assert source.recv(1) == b""
+            assert time.monotonic() - begun < LATENCY_S
+            assert host.stdout.readline() == "free\n"
+            assert json.loads(host.stdout.readline()) == ["cancelled", "inmigrate"]

@@ -68,9 +68,9 @@ impl Incoming {
         footers: bool,
         description: bool,
     ) -> PyResult<Self> {
-        let _ = control;
         let blocks = blocks.iter().map(|block| block.core()).collect::<PyResult<_>>()?;
-        let inner = recv::Incoming::new(blocks, DecoderOptions { configuration, footers, description });
+        let options = DecoderOptions { configuration, footers, description };
+        let inner = recv::Incoming::new(control.get().core().clone(), blocks, options);
         Ok(Self { inner: inner.map_err(|e| to_py(&e))? })
     }
 

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::fs::{FileType, OFlags};
@@ -82,8 +82,12 @@ impl Link {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         match self.cancel.poll(self.fd.as_fd(), events, left) {
             Wake::Cancelled => Err(self.cancelled()),
-            Wake::Timeout => Err(self.uri.error(ErrorKind::Timeout, "the peer does not read")),
-            Wake::Ready => Ok(()),
+            // A peer that is always ready does not get more time than a silent one.
+            Wake::Ready if left != Some(Duration::ZERO) => Ok(()),
+            Wake::Ready | Wake::Timeout => {
+                let what = if events.contains(PollFlags::IN) { "the peer does not send" } else { "the peer does not read" };
+                Err(self.uri.error(ErrorKind::Timeout, what))
+            }
         }
     }
 
@@ -114,11 +118,24 @@ pub struct ReadHalf {
     /// Before the link: it is ended before its pipe closes.
     command: Option<Command>,
     link: Option<Arc<Link>>,
+    deadline: Option<Instant>,
 }
 
 impl ReadHalf {
     pub(super) fn new(link: Arc<Link>, command: Option<Command>) -> Self {
-        Self { command, link: Some(link) }
+        Self { command, link: Some(link), deadline: None }
+    }
+
+    /// From here on a read that has to wait longer fails as `timeout`: for what the peer may, but need not, say.
+    pub fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
+    }
+
+    /// Reads and drops what still comes, until the peer ends or the deadline is over. Who closes a socket over unread bytes resets it,
+    /// and the peer may lose the last word.
+    pub fn drain(&mut self) {
+        let mut dropped = [0; 1 << 14];
+        while self.read(&mut dropped).is_ok_and(|got| got > 0) {}
     }
 
     /// Ends everything that moves bytes on this socket, also in other threads: for who reads that writing is of no use any more.
@@ -138,17 +155,20 @@ impl ReadHalf {
         let Some(link) = &self.link else { return Ok(0) };
         loop {
             link.check()?;
+            if self.deadline.is_some() {
+                link.wait(PollFlags::IN, self.deadline)?; // a socket's read would not come back
+            }
             match rustix::io::read(&*link.fd, &mut *buf) {
                 Ok(0) if !buf.is_empty() => break,
                 Ok(got) => return Ok(got),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => link.wait(PollFlags::IN, None)?,
+                Err(Errno::AGAIN) => link.wait(PollFlags::IN, self.deadline)?,
                 Err(errno) => return Err(link.failed("reading", errno)),
             }
         }
         link.check()?;
         if let Some(command) = &mut self.command {
-            command.succeeded(&link.cancel, false, None)?;
+            command.succeeded(&link.cancel, false, self.deadline)?;
         }
         Ok(0)
     }
@@ -218,6 +238,14 @@ impl WriteHalf {
             Kind::Socket => io::socket_unsent(link.fd.as_fd()).unwrap_or(0),
             Kind::Pipe => rustix::io::ioctl_fionread(&*link.fd).unwrap_or(0),
             Kind::File => 0,
+        }
+    }
+
+    /// Nothing more will be written: the peer of a socket reads its end behind the last word. Anything else has no way to say so.
+    pub fn end(&self) {
+        if let Some(link) = self.link.as_ref().filter(|link| link.kind == Kind::Socket) {
+            // One that is not connected any more has ended already.
+            let _ = rustix::net::shutdown(&*link.fd, rustix::net::Shutdown::Write);
         }
     }
 

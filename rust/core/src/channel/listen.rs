@@ -73,6 +73,11 @@ impl Listener {
         &self.uri
     }
 
+    /// Peers connect to it; anything else was opened when it was bound.
+    pub fn is_socket(&self) -> bool {
+        matches!(self.source, Source::Sockets(_))
+    }
+
     /// The bound addresses as `query-migrate`'s `socket-address`; empty for what is no listening socket.
     pub fn addresses(&self) -> Value {
         match &self.source {

@@ -1,4 +1,7 @@
-//! The destination's half of the control room: its status word, error and listening addresses.
+//! The destination's half of the control room: its status word, error, listening addresses, and what may still be cancelled.
+//!
+//! A destination that has answered the fence, or seen the end, may own the machine: from then on nothing here cuts it off. Both
+//! that moment and a cancel go through one lock, so that one of them comes first.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -6,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::hub::Hub;
 use super::status::{Status, StatusWord};
+use crate::channel::Cancel;
 use crate::{Error, ErrorKind, Result};
 
 #[derive(Debug, Default)]
@@ -13,6 +17,9 @@ struct State {
     begun: bool,
     error: Option<Error>,
     addresses: Option<Value>,
+    /// What ends the load; none before a source has connected, and none once the machine may be here.
+    cut: Option<Cancel>,
+    cancelled: bool,
 }
 
 #[derive(Debug)]
@@ -65,6 +72,7 @@ impl Incoming {
             |now| {
                 let mut state = self.lock();
                 state.addresses = None;
+                state.cut = None;
                 if now.is_final() {
                     return None;
                 }
@@ -73,6 +81,29 @@ impl Incoming {
             },
             |new| self.hub.migration_event(new),
         );
+    }
+
+    /// A source has connected: until `settle`, a cancel sets `cut`.
+    pub(super) fn connected(&self, cut: &Cancel) {
+        self.lock().cut = Some(cut.clone());
+    }
+
+    /// The machine may be here from now on and no cancel is accepted any more; false if one came first.
+    pub(super) fn settle(&self) -> bool {
+        let mut state = self.lock();
+        state.cut = None;
+        !state.cancelled
+    }
+
+    /// True if a load was under way and fails now.
+    pub(super) fn cancel(&self) -> bool {
+        let cut = {
+            let mut state = self.lock();
+            let cut = state.cut.take();
+            state.cancelled |= cut.is_some();
+            cut
+        };
+        cut.inspect(Cancel::set).is_some()
     }
 
     pub(super) fn set_addresses(&self, addresses: Option<Value>) {

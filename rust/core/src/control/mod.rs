@@ -33,6 +33,7 @@ pub use self::parameters::Parameters;
 pub use self::run_state::RunState;
 pub use self::session::{Ownership, Session};
 pub use self::status::Status;
+use crate::channel::Cancel;
 use crate::{Error, ErrorKind, Result};
 
 /// State of one machine's migrations.
@@ -151,9 +152,10 @@ impl Control {
         self.outgoing().is_none_or(|session| session.owned())
     }
 
-    /// `migrate_cancel`: true if an outgoing migration will end as `cancelled`. Never blocks.
+    /// `migrate_cancel`: true if an outgoing migration will end as `cancelled`, or an incoming one, whose source has connected and
+    /// has no promise yet, as `failed`. Never blocks.
     pub fn cancel(&self) -> bool {
-        self.outgoing().is_some_and(|session| session.request_cancel())
+        self.outgoing().is_some_and(|session| session.request_cancel()) || self.incoming.cancel()
     }
 
     /// Status of the incoming migration: `none` until a source has connected.
@@ -175,6 +177,16 @@ impl Control {
     /// The incoming migration failed; its first error is kept and the addresses are forgotten.
     pub fn fail_incoming(&self, error: Error) {
         self.incoming.fail(error);
+    }
+
+    /// A source has connected: from here to `settle_incoming` a cancel sets `cut`.
+    pub fn incoming_connected(&self, cut: &Cancel) {
+        self.incoming.connected(cut);
+    }
+
+    /// What follows may give this side the machine, so no cancel is accepted any more. False if one came first: then it must not follow.
+    pub fn settle_incoming(&self) -> bool {
+        self.incoming.settle()
     }
 
     /// Where the destination listens, in the shape of `socket-address`.

@@ -6,8 +6,10 @@
 mod ram_loader;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::channel::{Cancel, Channel, Listener, ReadHalf, Uri, WriteHalf};
+use crate::control::Control;
 use crate::ram::{Block, RamList};
 use crate::wire::{Command, Decoder, DecoderOptions, Event, Input, Output, PayloadSource, ReturnMessage};
 use crate::{Error, ErrorKind, Result};
@@ -20,12 +22,19 @@ const BUFFER: usize = 256 << 10;
 /// The PING that follows `OPEN_RETURN_PATH`, when there is nothing to look at yet.
 const SETUP_PING: u32 = 1;
 
+/// How long the source may take for what is no more than good manners: to read an answer, to send its description.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a source that was told the outcome may take to hang up.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// The decoder of the main channel, shared with whoever reads a device payload.
 type Main = Mutex<Decoder<ReadHalf>>;
 
 /// The destination of one migration.
 #[derive(Debug)]
 pub struct Incoming {
+    control: Arc<Control>,
     cancel: Cancel,
     options: DecoderOptions,
     loader: Mutex<RamLoader>,
@@ -43,9 +52,10 @@ struct Link {
 }
 
 impl Incoming {
-    /// A destination for `blocks`.
-    pub fn new(blocks: Vec<Arc<Block>>, options: DecoderOptions) -> Result<Self> {
-        Ok(Self { cancel: Cancel::new()?, options, loader: Mutex::new(RamLoader::new(RamList::new(blocks)?)), link: Mutex::default() })
+    /// A destination for `blocks`, which `control` may cancel from `accept` until the machine may be here.
+    pub fn new(control: Arc<Control>, blocks: Vec<Arc<Block>>, options: DecoderOptions) -> Result<Self> {
+        let loader = Mutex::new(RamLoader::new(RamList::new(blocks)?));
+        Ok(Self { control, cancel: Cancel::new()?, options, loader, link: Mutex::default() })
     }
 
     /// Bind or open; the addresses in the form of `socket-address`.
@@ -56,10 +66,15 @@ impl Incoming {
         Ok(addresses)
     }
 
-    /// Wait for the main channel.
+    /// Wait for the main channel. Until a source connects only `close` ends the wait: whoever cancels a migration means one that
+    /// has begun. A command or a descriptor is a source from the start.
     pub fn accept(&self) -> Result<()> {
         let listener = self.link().listener.take().ok_or_else(|| Error::new(ErrorKind::InvalidState, "accept before listen"))?;
+        if !listener.is_socket() {
+            self.control.incoming_connected(&self.cancel);
+        }
         let channel: Channel = listener.accept(&self.cancel)?;
+        self.control.incoming_connected(&self.cancel);
         let (reader, writer) = channel.split();
         let reader = reader.ok_or_else(|| Error::new(ErrorKind::BadUri, "this channel cannot be read from"))?;
         let mut link = self.link();
@@ -77,6 +92,7 @@ impl Incoming {
     pub fn next(&self) -> Result<Event> {
         let fence = self.link().fence.take();
         if let Some(token) = fence {
+            self.settle()?;
             self.answer(&ReturnMessage::Pong(token))?;
         }
         let main = self.main()?;
@@ -85,7 +101,11 @@ impl Incoming {
         loop {
             match decoder.next(&mut *loader)? {
                 Event::RamSection { .. } => loader.settle(),
-                Event::End { offset } => loader.check_complete().map_err(|e| e.at(offset))?,
+                Event::End { offset } => {
+                    loader.check_complete().map_err(|e| e.at(offset))?;
+                    self.settle()?;
+                    decoder.input().source().set_deadline(Instant::now() + PATIENCE);
+                }
                 Event::Description(_) => {}
                 Event::Command(command, offset) => {
                     self.obey(&command).map_err(|e| e.at(offset))?;
@@ -110,11 +130,24 @@ impl Incoming {
         lock(&*self.main()?).section_done()
     }
 
-    /// Answer SHUT if there is a return path, and close.
+    /// Answer SHUT if there is a return path, wait a moment for the source to hang up, and close.
     pub fn finish(&self, status: u32) -> Result<()> {
-        let answered = if self.link().return_path { self.answer(&ReturnMessage::Shut(status)) } else { Ok(()) };
+        let answered = if self.link().return_path { self.last_word(status) } else { Ok(()) };
         self.close();
         answered
+    }
+
+    fn last_word(&self, status: u32) -> Result<()> {
+        self.answer(&ReturnMessage::Shut(status))?;
+        if let Some(writer) = &self.link().writer {
+            writer.end();
+        }
+        let main = self.main()?;
+        let mut decoder = lock(&main);
+        let reader = decoder.input().source();
+        reader.set_deadline(Instant::now() + LINGER);
+        reader.drain();
+        Ok(())
     }
 
     /// Cut everything. Idempotent, from any thread.
@@ -153,11 +186,22 @@ impl Incoming {
         }
     }
 
+    /// What follows may give the machine to this side.
+    fn settle(&self) -> Result<()> {
+        if self.control.settle_incoming() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Cancelled, "cancelled on this side"))
+    }
+
     fn answer(&self, message: &ReturnMessage) -> Result<()> {
         let mut output = Output::new();
         message.write(&mut output);
         match &mut self.link().writer {
-            Some(writer) => writer.write_all(output.as_slice()),
+            Some(writer) => {
+                writer.set_deadline(Instant::now() + PATIENCE);
+                writer.write_all(output.as_slice())
+            }
             None => Ok(()),
         }
     }

@@ -134,6 +134,11 @@ impl<S: ByteSource> Input<S> {
         Self { source, buffer: vec![0; capacity.max(PAGE_BYTES)].into_boxed_slice(), at: 0, end: 0, base: 0, ended: false }
     }
 
+    /// Where its bytes come from.
+    pub fn source(&mut self) -> &mut S {
+        &mut self.source
+    }
+
     /// The next `n` bytes. `n` is ours, not the stream's: more than the buffer holds is a mistake of the caller.
     #[inline]
     pub fn take(&mut self, n: usize) -> Result<&[u8]> {
