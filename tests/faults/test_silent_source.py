@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from qmig_e2k.monitor.client import QmpError
 from support import mixed_ram, wait_until
 
 HEADER = struct.pack(">II", 0x5145564D, 3)
@@ -79,3 +80,18 @@ def test_cancel_does_not_end_listening(serve, destination, tmp_path):
     source = serve("-m", "1M")
     source.command("migrate", uri=uri)
     source.wait_migration()
+
+
+def test_in_the_middle_of_a_device(serve, destination, tmp_path):
+    with connect(destination) as source:
+        timer = b"\x04" + struct.pack(">I", 0) + b"\x05timer" + struct.pack(">II", 0, 2)
+        source.sendall(HEADER + CONFIGURATION + timer + b"\0\0\0")
+        wait_until(lambda: destination.migration().get("status") == "active", what="the connection")
+        assert promptly(destination, "query-status")["status"] == "inmigrate"
+        for command in ("stop", "cont"):
+            assert promptly(destination, command) == {}
+        for command, arguments in {"system_reset": {}, "migrate-incoming": {"uri": "tcp:127.0.0.1:0"}}.items():
+            with pytest.raises(QmpError):
+                promptly(destination, command, **arguments)
+        check_cancelled(destination, source)
+    check_moves(serve, destination, tmp_path)

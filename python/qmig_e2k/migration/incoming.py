@@ -92,6 +92,11 @@ class _Destination:
         self._arrival.finish(failure)
 
     def _load(self) -> None:
+        """Read everything.
+
+        Without the machine lock, which commands would then wait for as long as the source likes: the status keeps them
+        from the devices. A reset that began before the status changed ends before this one's.
+        """
         machine = self._machine
         unmigratable = machine.registry.unmigratable()
         if unmigratable:
@@ -107,8 +112,7 @@ class _Destination:
             else:
                 if event.type == "full":
                     begun = begun or time.perf_counter_ns()
-                with machine.lock:
-                    loading.load(event, self._source.reader)
+                loading.load(event, self._source.reader)
                 self._source.section_done()
         self._check_complete(loading)
         if begun:

@@ -3,7 +3,8 @@
 Lock order: `Machine.lock` (stop, start, save, load, reset), then `Machine.settings_lock` (short: admission of
 migrations, settings, blockers), then the
 core's own. The emulator is called with `lock` held and no lock of the core. A command that may not wait for a
-switchover looks at the run state first.
+switchover looks at the run state first. A load, which waits for its source again and again, does so without `lock`:
+run state `inmigrate` and incoming status `active` keep stop, start and reset from the devices.
 """
 
 from __future__ import annotations
@@ -262,10 +263,10 @@ class Machine:
                 loaded; also if the emulator refused (run state `internal-error` if it ran and stands still now).
         """
         self._refuse_switchover("the machine cannot be reset")
-        if self.control.incoming_status in ("active", "device"):
-            raise migration_error("invalid-state", "the machine cannot be reset while a migration is being loaded")
         with self.lock:
             self._refuse_switchover("the machine cannot be reset")
+            if self.control.incoming_status in ("active", "device"):
+                raise migration_error("invalid-state", "the machine cannot be reset while a migration is being loaded")
             running = self.running
             if running:
                 self._halt()
