@@ -14,7 +14,7 @@ NMI = 0x0200
 
 def first_with(words: Any, bits: int) -> int | None:
     """Index of the first of the 32-bit `words` (numpy array or list) that has one of `bits`."""
-    bad = np.asarray(words) & bits
+    bad = np.asarray(words, np.uint32) & np.uint32(bits)
     return int(bad.nonzero()[0][0]) if bad.any() else None
 
 

@@ -1,0 +1,166 @@
+"""Golden vectors of the interrupt controllers, SIC and IOMMU (spec/e2k-machine.md 7: 2, 12, 13, 29, 30).
+
+    python tests/device_vectors.py      # writes tests/streams/e2k/device-NN-*.bin anew
+
+The files are payloads of one section each (no header, no footer). Their bytes are put together from the specification's
+table and the reset values below, not by the descriptions that they test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from devices import State, pack, subsection
+from qmig_e2k.e2k.devices import APIC, CEPIC, IOEPIC, IOMMU, SIC, Apic, Cepic, Ioepic, Iommu, Sic
+from qmig_e2k.e2k.models import MODELS
+from support import STREAMS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from qmig_e2k.vmstate import VMStateDescription
+
+FOLDER = STREAMS / "e2k"
+
+APIC_RESET = {"apicbase": 0xFEE0_0900, "spurious_vec": 0xFF, "dest_mode": 0xF, "lvt": 0x1_0000, "timer_expiry": -1}
+CEPIC_RESET = {
+    "esr2": 0x1_0000,
+    "timer_lvtt": 0x1_0000,
+    "pnmirr_mask": 0x3_2000,
+    "timer_expiry": -1,
+    "nm_timer_expiry": -1,
+}
+SIC_RESET = {
+    "rt_lcfg": [0xB, 0x30, 0x30, 0x30],
+    "rt_mhi": 0xFFFF,
+    "rt_mlo": 0xF800,
+    "rt_pcim": 0xF800,
+    "rt_pciio": 0xF000,
+    "rt_pcimp_b": 0xFFFF_FFFF,
+    "rt_pcicfgb": 0x40,
+}
+_IRR_F0 = [0] * 7 + [1 << 16]
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One device's part of a vector.
+
+    Attributes:
+        name: of the file, after `device-`.
+        description: of the section.
+        new: makes the device after reset.
+        state: what is changed from reset.
+        reset: what the main body holds besides.
+        parts: subsections that travel, and what they hold.
+    """
+
+    name: str
+    description: VMStateDescription
+    new: Callable[[], Any]
+    state: State
+    reset: State
+    parts: dict[str, State] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """Where the bytes are."""
+        return FOLDER / f"device-{self.name}.bin"
+
+    def bytes(self) -> bytes:
+        """The payload, from the specification's table."""
+        body = pack(self.description.name, self.reset | self.state)
+        return body + b"".join(subsection(name, values) for name, values in self.parts.items())
+
+
+def _ioepic_pins() -> State:
+    """Pins 0 and 63 level-triggered and asserted, 31 edge, 32 masked with its request kept, one requester each."""
+    int_ctrl, msg_data, address, rid = [0x1_0000] * 64, [0] * 64, [0] * 64, [0] * 64
+    int_ctrl[0], int_ctrl[31], int_ctrl[32], int_ctrl[63] = 0x9000, 0x1000, 0x1_1000, 0x9000
+    for pin, vector in ((0, 0x31), (31, 0x1F0), (32, 0x2FF), (63, 0x3FF)):
+        msg_data[pin] = 2 << 13 | vector
+        address[pin] = 0xFEE0_0000 | pin << 6
+        rid[pin] = pin << 8 | 0x1A
+    return {
+        "id": 0x0001_0002,
+        "int_ctrl": int_ctrl,
+        "msg_data": msg_data,
+        "addr_high": 1,
+        "addr_low": address,
+        "int_rid": rid,
+        "irr": 1 << 63 | 1 << 32 | 1 << 31 | 1,
+        "line_level": 1 << 63 | 1,
+    }
+
+
+VECTORS = [
+    *(
+        Vector(
+            f"02-cepic-{index}",
+            CEPIC,
+            lambda index=index: Cepic(index, MODELS["e16c"]),
+            {},
+            CEPIC_RESET | {"ctrl": 0 if index else 0x100, "id": index, "wait_for_startup": int(index > 0)},
+        )
+        for index in range(4)
+    ),
+    *(
+        Vector(
+            f"12-apic-{name}",
+            APIC,
+            lambda: Apic(0, MODELS["e8c"]),
+            {"irr": _IRR_F0, "tpr": tpr, "spurious_vec": 0x1FF},
+            APIC_RESET,
+        )
+        for name, tpr in (("below-tpr", 0xF0), ("pending", 0))
+    ),
+    Vector(
+        "13-apic-sipi",
+        APIC,
+        lambda: Apic(1, MODELS["e8c"]),
+        {"sipi_vector": 0x9A},
+        APIC_RESET | {"apicbase": 0xFEE0_0800, "id": 1},
+        {"apic_sipi": {"wait_for_sipi": 1, "sipi_vector": 0x9A}},
+    ),
+    Vector(
+        "29-sic",
+        SIC,
+        lambda: Sic(MODELS["e8c2"]),
+        {
+            "rt_lcfg": [0xB, 0x35, 0x30, 0x30],
+            "rt_mhi": [0x0003_0001, 0x0007_0004, 0xFFFF, 0xFFFF],
+            "rt_mlo": [0x3800_0000, 0x7800_4000, 0xF800, 0xF800],
+            "rt_pcim": [0xB800_8000, 0xF800_C000, 0xF800, 0xF800],
+            "rt_pciio": [0x7000_0000, 0xF000_8000, 0xF000, 0xF000],
+            "rt_pcimp_b": [0x8400, 0xC000, 0xFFFF_FFFF, 0xFFFF_FFFF],
+            "rt_pcimp_e": [0xBFFF, 0xFFFF, 0, 0],
+            "rt_msi": 0x1_2000_0000,
+        },
+        SIC_RESET,
+    ),
+    Vector(
+        "29-iommu",
+        IOMMU,
+        lambda: Iommu(MODELS["e8c2"]),
+        {
+            "ctrl": 0x3,
+            "ptbar": 0x7FFF_0000_4000_0000,
+            "err": 0x8000_0000_0000_0005,
+            "err_info": 0x0000_00AA_1234_5678,
+            "mcr": 0x101,
+            "mid": 0x2A,
+            "mar": [0x1_0000_0001, (1 << 64) - 1],
+        },
+        {},
+        {"e2k-iommu/mon": {"mcr": 0x101, "mid": 0x2A, "mar": [0x1_0000_0001, (1 << 64) - 1]}},
+    ),
+    Vector("30-ioepic", IOEPIC, Ioepic, _ioepic_pins(), {}),
+]
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for vector in VECTORS:
+        vector.path.write_bytes(vector.bytes())
