@@ -10,10 +10,11 @@ import pytest
 
 from qmig_e2k import vmstate
 from qmig_e2k._core import Reader, Writer
-from qmig_e2k.e2k import MODELS, BlockSpec, build, resolve
+from qmig_e2k.e2k import MODELS, OPTIONS, BlockSpec, Machine, build, resolve
 from qmig_e2k.e2k.cpu import CPU, CPU_COMMON, Cpu
 from qmig_e2k.e2k.devices import ESCC, PCI_BUS, Escc, PciBus
-from qmig_e2k.e2k.machines import E2K_MACHINE, FIRMWARE_BASE
+from qmig_e2k.e2k.full import E2K_MACHINE
+from qmig_e2k.e2k.machines import FIRMWARE_BASE
 from qmig_e2k.errors import MigrationError, StreamError
 from qmig_e2k.savevm import GlobalState, Profile, Registry, VirtualClock, save_full
 
@@ -55,18 +56,30 @@ def test_types_and_blocks() -> None:
     assert (bare.wire_name, bare.blocks, bare.devices) == ("none", [BlockSpec("ram", MIB)], [])
 
 
-def test_sections_of_the_full_machine_begin_with_its_identity() -> None:
-    made, registry = build("e2k", 64 * MIB, cpus=2), Registry()
-    made.register(registry, VirtualClock(), GlobalState(Profile()))
-    names = [(entry.idstr, entry.instance_id) for entry in registry]
-    assert names == [
-        ("e2k-machine", 0),
-        ("timer", 0),
-        ("ram", 0),
-        *(("cpu_common", 0), ("cpu", 0), ("cpu_common", 1), ("cpu", 1)),
-        ("globalstate", 0),
-    ]
+FRONT = [("e2k-machine", 0), ("PCIBUS", 0), ("PCIBUS", 1), ("e2k-iommu", 0), ("timer", 0), ("ram", 0)]
+HUB = [("0000:00:01.0/iohub", 0), ("0000:00:00.0/iohub-pcibridge", 0), ("escc", 0), ("0000:00:02.2/escc-pci", 0)]
+EXTRA = [("mc146818rtc", 0), ("lmscon", 0)]
+EXTRA += [(f"0000:00:02.{number}/e2k-{name}", 0) for number, name in ((1, "spmc"), (3, "i2c-spi"), (4, "gpio"))]
+
+
+def sections(machine: Machine) -> list[tuple[str, int]]:
+    """Names and instance ids in the order of the stream."""
+    registry = Registry()
+    machine.register(registry, VirtualClock(), GlobalState(Profile()))
     assert len({entry.section_id for entry in registry}) == len(registry)
+    return [(entry.idstr, entry.instance_id) for entry in registry]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_sections_of_the_full_machine(model: str) -> None:
+    local, pins = ("cepic", "ioepic") if MODELS[model].epic else ("apic", "ioapic")
+    cpus = [(name, index) for index in range(2) for name in ("cpu_common", "cpu", local)]
+    node = [("e2k-sic", 0), (pins, 0), ("PCIHost", 0)]
+    common = [*FRONT, *cpus, *node, *HUB, ("e2k-lt", 0)]
+    assert sections(build("e2k", 64 * MIB, cpus=2, model=model)) == [*common, ("globalstate", 0)]
+    # in whatever order they are asked for
+    full = build("e2k", 64 * MIB, cpus=2, model=model, options=sorted(OPTIONS))
+    assert sections(full) == [*common, *EXTRA, ("globalstate", 0)]
 
 
 @pytest.mark.parametrize(
@@ -85,6 +98,9 @@ def test_sections_of_the_full_machine_begin_with_its_identity() -> None:
         ({"ram_size": 4096, "tags": True}, "65536"),
         ({"machine_type": "e2k-qemu", "tags": True}, "no memory tags"),
         ({"machine_type": "none", "cpus": 1}, "no CPUs"),
+        ({"options": ["rtc", "floppy"]}, "device 'floppy' is none of rtc, lmscon, spmc, i2c-spi, gpio"),
+        ({"machine_type": "e2k-qemu", "options": ["rtc"]}, "e2k-qemu has no device rtc; use e2k"),
+        ({"machine_type": "none", "options": ["gpio"]}, "none has no device gpio; use e2k"),
     ],
 )
 def test_impossible_machines(arguments: dict[str, Any], text: str) -> None:

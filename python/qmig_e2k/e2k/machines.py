@@ -9,33 +9,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from qmig_e2k.e2k.cpu import CPU, CPU_COMMON, Cpu, CpuCommon
+from qmig_e2k.e2k.cpu import CPU_COMMON, Cpu, CpuCommon
 from qmig_e2k.e2k.devices import ESCC, PCI_BUS, PCI_HOST, Escc, PciBus, PciHost
+from qmig_e2k.e2k.full import OPTIONS, Device, Identity, full_devices
 from qmig_e2k.e2k.models import DEFAULT_MODEL, MAX_CPUS, CpuModel, cpu_model
+from qmig_e2k.e2k.rules import E2kRules
 from qmig_e2k.errors import migration_error
 from qmig_e2k.savevm import GlobalState, RamHandler, Registry, VirtualClock, VmStateHandler, timer_description
-from qmig_e2k.vmstate import VMStateDescription, uint8_equal, uint32_equal, uint64_equal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 MACHINE_TYPES = ("e2k-1.0", "e2k-qemu", "none")
 ALIASES = {"e2k": "e2k-1.0"}
 PAGE_SIZE = 4096
 FIRMWARE_SIZE = 16 << 20
 FIRMWARE_BASE = 0x1_0000_0000
-_IDENTITY_PRIORITY = 6
-"""Above all priorities in use, so that a mismatch is told before any state is touched."""
-
-
-class Resettable(Protocol):
-    """A device object."""
-
-    def reset(self) -> None:
-        """Back to the values after power-on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +36,6 @@ class BlockSpec:
 
     name: str
     size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A device object with its description; `instance_id` None: numbered automatically."""
-
-    description: VMStateDescription
-    obj: Any
-    instance_id: int | None = None
-    bus_path: str | None = None
 
 
 @dataclass(slots=True)
@@ -79,6 +61,8 @@ class Machine:
     def register(self, registry: Registry, clock: VirtualClock, global_state: GlobalState) -> None:
         """Register the sections that every machine has, and the devices, in this machine's order."""
         profile = registry.profile
+        if self.type == "e2k-1.0":
+            registry.rules = E2kRules()
         registry.register("timer", VmStateHandler(timer_description(profile), clock), section_id=0)
         registry.register("ram", RamHandler(), section_id=profile.facts.ram_section_id)
         for device in self.devices:
@@ -126,6 +110,7 @@ def build(
     kernel_size: int | None = None,
     entry: int | None = None,
     tags: bool = False,
+    options: Collection[str] = (),
 ) -> Machine:
     """A machine in its reset state.
 
@@ -137,6 +122,7 @@ def build(
         kernel_size: bytes of the kernel image; the machine then has a kernel block instead of firmware.
         entry: address of the first instruction; default: start of the firmware, 0 with a kernel.
         tags: memory-tag mode: a further block with 4 bits for every 8 bytes.
+        options: names of `OPTIONS`, devices that `e2k` has if it is asked for them.
 
     Raises:
         MigrationError: `invalid-argument`, with the reason.
@@ -144,6 +130,11 @@ def build(
     name = resolve(machine_type)
     if ram_size <= 0 or ram_size % PAGE_SIZE:
         raise migration_error("invalid-argument", f"RAM of {ram_size} bytes: a positive multiple of 4096 is needed")
+    for option in options:
+        if option not in OPTIONS:
+            raise migration_error("invalid-argument", f"device {option!r} is none of {', '.join(OPTIONS)}")
+        if name != "e2k-1.0":
+            raise migration_error("invalid-argument", f"the machine {name} has no device {option}; use e2k")
     if name == "none":
         if tags:
             raise migration_error("invalid-argument", "the machine none has no memory tags; use e2k")
@@ -166,7 +157,8 @@ def build(
         return _build_qemu(blocks, count, chosen)
     identity = Identity(chosen, count, ram_size, kernel=kernel_size is not None, tags=tags)
     start = entry if entry is not None else FIRMWARE_BASE if kernel_size is None else 0
-    return _build_full(blocks, count, chosen, identity, start)
+    full = [Cpu(index, chosen, start) for index in range(count)]
+    return Machine(name, name, blocks, full_devices(full, identity, options), list(full), chosen)
 
 
 def _tag_block(name: str, ram_size: int) -> BlockSpec:
@@ -183,52 +175,16 @@ def _build_none(ram_size: int, cpus: int) -> Machine:
     return Machine("none", "none", [BlockSpec("ram", ram_size)])
 
 
+_QEMU_BUS = replace(PCI_BUS, priority=0)
+
+
 def _build_qemu(blocks: list[BlockSpec], count: int, model: CpuModel) -> Machine:
     cpus = [CpuCommon(index) for index in range(count)]
     devices = [
         *(Device(CPU_COMMON, cpu, cpu.index) for cpu in cpus),
         Device(PCI_HOST, PciHost()),
-        Device(PCI_BUS, PciBus(4)),
-        Device(PCI_BUS, PciBus(0)),
+        Device(_QEMU_BUS, PciBus(4)),
+        Device(_QEMU_BUS, PciBus(0)),
         Device(ESCC, Escc()),
     ]
     return Machine("e2k-qemu", "e2k", blocks, devices, cpus, model)
-
-
-def _build_full(blocks: list[BlockSpec], count: int, model: CpuModel, identity: Identity, entry: int) -> Machine:
-    cpus = [Cpu(index, model, entry) for index in range(count)]
-    devices = [Device(E2K_MACHINE, identity)]
-    for cpu in cpus:
-        devices += [Device(CPU_COMMON, cpu, cpu.index), Device(CPU, cpu, cpu.index)]
-    return Machine("e2k-1.0", "e2k-1.0", blocks, devices, list(cpus), model)
-
-
-class Identity:
-    """What two machines must have in common, in the first section of `e2k-1.0`."""
-
-    def __init__(self, model: CpuModel, cpus: int, ram_size: int, *, kernel: bool, tags: bool) -> None:
-        """The properties of one machine."""
-        self.isa, self.mdl = model.isa, model.mdl
-        self.cpus = cpus
-        self.ram_size = ram_size
-        self.boot_mode = int(kernel)
-        self.tags = int(tags)
-
-    def reset(self) -> None:
-        """Nothing to do: these never change."""
-
-
-_same_model = uint32_equal.with_hint("both sides need the same CPU model (-cpu)")
-
-E2K_MACHINE = VMStateDescription(
-    "e2k-machine",
-    fields=[
-        _same_model("isa"),
-        _same_model("mdl"),
-        uint32_equal.with_hint("both sides need the same number of CPUs (-smp)")("cpus"),
-        uint64_equal.with_hint("both sides need the same RAM size (-m)")("ram_size"),
-        uint8_equal.with_hint("start both sides with firmware (0) or both with a kernel (1)")("boot_mode"),
-        uint8_equal.with_hint("both sides need the same tags= setting")("tags"),
-    ],
-    priority=_IDENTITY_PRIORITY,
-)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from qmig_e2k._core import Reader, SectionEvent
 from qmig_e2k.errors import stream_error
@@ -11,6 +12,7 @@ from qmig_e2k.savevm import (
     RamHandler,
     Registry,
     SaveVmHandler,
+    describe_exception,
     end_section,
     guarded,
     load_section,
@@ -114,6 +116,9 @@ class Loading:
                         path=entry.path,
                     )
                 self._announced[event.section_id] = entry, event.version_id
+            if self._registry.rules is not None:
+                with _refusing(event.offset, entry.path):
+                    self._registry.rules.before_section(entry, self._loaded)
             load_section(entry, reader, event.version_id)
             self._loaded.add(entry)
             return
@@ -125,7 +130,12 @@ class Loading:
         load_section(entry, reader, version)
 
     def check_complete(self) -> None:
-        """Raises StreamError (`missing-section`) if a device of this machine did not arrive."""
+        """Everything should be here, and the source may still have the machine.
+
+        Raises:
+            StreamError: `missing-section`: a device of this machine did not arrive; `device-state`: what has arrived
+                does not fit together.
+        """
         missing = self._registry.missing(self._loaded)
         if missing:
             names = ", ".join(entry.path for entry in missing)
@@ -134,6 +144,19 @@ class Loading:
                 f"the stream has no state of {names}; the machines differ in their devices",
                 path=missing[0].path,
             )
+        if self._registry.rules is not None:
+            with _refusing():
+                self._registry.rules.after_sections(self._registry)
+
+
+@contextmanager
+def _refusing(offset: int | None = None, path: str = "") -> Iterator[None]:
+    """What a machine's rules raise refuses the stream."""
+    try:
+        yield
+    except Exception as error:
+        place = path or getattr(error, "field", "")
+        raise stream_error("device-state", describe_exception(error), offset=offset, path=place) from error
 
 
 def _is_ram(handler: SaveVmHandler) -> bool:

@@ -5,9 +5,10 @@ from qmig_e2k.savevm.configuration import Configuration, check_configuration, st
 from qmig_e2k.savevm.globalstate import GlobalState
 from qmig_e2k.savevm.handlers import Handler, RamHandler, SaveVmHandler, VmStateHandler
 from qmig_e2k.savevm.profile import Profile
-from qmig_e2k.savevm.registry import Entry, Registry
+from qmig_e2k.savevm.registry import Entry, LoadRules, Registry
 from qmig_e2k.savevm.sections import (
     SavedDevices,
+    describe_exception,
     end_section,
     guarded,
     load_section,
@@ -21,6 +22,7 @@ __all__ = [
     "Entry",
     "GlobalState",
     "Handler",
+    "LoadRules",
     "Profile",
     "RamHandler",
     "Registry",
@@ -29,6 +31,7 @@ __all__ = [
     "VirtualClock",
     "VmStateHandler",
     "check_configuration",
+    "describe_exception",
     "end_section",
     "guarded",
     "load_section",

@@ -7,14 +7,14 @@ It gives every handler its section id, idstr and instance id, and finds the hand
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qmig_e2k.errors import migration_error, stream_error
 from qmig_e2k.savevm.handlers import Handler, RamHandler, SaveVmHandler, VmStateHandler
 from qmig_e2k.savevm.profile import Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from qmig_e2k.vmstate import VMStateDescription
 
@@ -60,15 +60,33 @@ class Entry:
         return self.compat is not None and idstr == self.compat[0] and instance_id in (self.compat[1], self.alias_id)
 
 
+class LoadRules(Protocol):
+    """What a machine demands of a stream beyond each section by itself. Both refuse by raising."""
+
+    def before_section(self, entry: Entry, loaded: Iterable[Entry]) -> None:
+        """A section for `entry` arrives; `loaded` have arrived already, in no order."""
+
+    def after_sections(self, entries: Iterable[Entry]) -> None:
+        """All sections have arrived and the machine does not run yet; may be called more than once.
+
+        A refusal's attribute `field`, if it has one, is the place at fault: `device/instance/field`.
+        """
+
+
 class Registry:
     """All handlers of one machine.
 
     Iteration gives the entries in the order in which they are saved.
+
+    Attributes:
+        profile: rules to write by.
+        rules: the machine's own demands of a stream; None: none.
     """
 
     def __init__(self, profile: Profile | None = None) -> None:
         """An empty registry whose section ids are those of `profile`'s format."""
         self.profile = profile or Profile()
+        self.rules: LoadRules | None = None
         self._entries: list[Entry] = []
         self._next_id = self.profile.facts.first_section_id
 

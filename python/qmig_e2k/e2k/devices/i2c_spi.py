@@ -40,6 +40,4 @@ class I2cSpi(PciDevice):
         BODY.reset(self)
 
 
-I2C_SPI = VMStateDescription(
-    "e2k-i2c-spi", fields=pci_fields(*BODY.FIELDS), pre_save=before_save, post_load=after_load
-)
+I2C_SPI = VMStateDescription("e2k-i2c-spi", fields=pci_fields(*BODY.FIELDS), pre_save=before_save, post_load=after_load)

@@ -25,6 +25,4 @@ class PciBridge(PciDevice):
 
 
 IOHUB = VMStateDescription("iohub", fields=pci_fields(), pre_save=before_save, post_load=after_load)
-IOHUB_PCIBRIDGE = VMStateDescription(
-    "iohub-pcibridge", fields=pci_fields(), pre_save=before_save, post_load=after_load
-)
+IOHUB_PCIBRIDGE = VMStateDescription("iohub-pcibridge", fields=pci_fields(), pre_save=before_save, post_load=after_load)
