@@ -11,6 +11,8 @@ use crate::sys::io::IoVec;
 const MAX_PIECES: usize = 1024;
 /// Bytes per write. Large enough that a write's fixed cost vanishes, small enough that the receiver starts early.
 const MAX_BYTES: u64 = 2 << 20;
+/// Stream bytes per write: so many stand for megabytes of zero pages, which the receiver shall take while we look for more.
+const MAX_ARENA: usize = 32 << 10;
 
 #[derive(Debug, Clone, Copy)]
 enum Piece {
@@ -30,7 +32,7 @@ pub struct Batch {
 impl Batch {
     /// An empty batch.
     pub fn new() -> Self {
-        Self { arena: Vec::with_capacity(64 << 10), pieces: Vec::with_capacity(MAX_PIECES), bytes: 0, max_bytes: MAX_BYTES }
+        Self { arena: Vec::with_capacity(2 * MAX_ARENA), pieces: Vec::with_capacity(MAX_PIECES), bytes: 0, max_bytes: MAX_BYTES }
     }
 
     /// Bound the bytes per write, so that a slow channel is fed evenly.
@@ -57,7 +59,7 @@ impl Batch {
 
     /// True when the next record might not fit.
     pub fn full(&self) -> bool {
-        self.pieces.len() + 2 > MAX_PIECES || self.bytes >= self.max_bytes
+        self.pieces.len() + 2 > MAX_PIECES || self.bytes >= self.max_bytes || self.arena.len() >= MAX_ARENA
     }
 
     /// Write everything, in order; `blocks` is what `page`'s indices mean. Empty afterwards, also on failure.

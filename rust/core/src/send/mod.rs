@@ -22,5 +22,6 @@ mod outgoing;
 mod ram_saver;
 mod return_path;
 mod stream;
+mod zero_scout;
 
 pub use outgoing::{Format, Options, Outgoing, Step};

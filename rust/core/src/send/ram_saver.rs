@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::stream::Stream;
+use super::zero_scout::ZeroScout;
 use crate::control::Counters;
 use crate::ram::dirty::{self, DirtyLog, DirtyMode};
 use crate::ram::{Bitmap, Block};
@@ -14,6 +15,12 @@ use crate::{Error, ErrorKind, Result};
 
 /// How far ahead of the look at a page its first bytes are asked for: a cache miss a page would cost as much as sending it.
 const LOOK_AHEAD: u64 = 16 * PAGE_SIZE;
+
+/// Zero pages in a row that call a scout: it costs about as much as looking at these.
+const CALL_SCOUT: u32 = 512;
+
+/// Other pages in a row that send it away.
+const DISMISS_SCOUT: u32 = 64;
 
 /// One block on its way.
 #[derive(Debug)]
@@ -37,6 +44,10 @@ pub struct RamSaver {
     dirty_pages: u64,
     duplicate: u64,
     normal: u64,
+    /// Pages of one kind in a row up to here, as far as they needed a look: zero or not, and how many.
+    run: (bool, u32),
+    /// Ahead in the current area.
+    scout: Option<ZeroScout>,
 }
 
 /// How a call of `send_dirty` ended.
@@ -67,7 +78,17 @@ impl RamSaver {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { areas, next_area: 0, next_page: 0, last_sent: None, dirty_pages: 0, duplicate: 0, normal: 0 })
+        Ok(Self {
+            areas,
+            next_area: 0,
+            next_page: 0,
+            last_sent: None,
+            dirty_pages: 0,
+            duplicate: 0,
+            normal: 0,
+            run: (false, 0),
+            scout: None,
+        })
     }
 
     /// Arm the logs and mark every page dirty. Memory that the log knows to be untouched needs no look.
@@ -86,6 +107,7 @@ impl RamSaver {
 
     /// Stop logging. Idempotent.
     pub fn stop(&mut self) {
+        self.scout = None;
         for area in &mut self.areas {
             area.log.stop();
             area.block.keep_dirty(std::mem::replace(&mut area.dirty, Bitmap::new(0)));
@@ -141,6 +163,7 @@ impl RamSaver {
         let mut since_look = 0_u32;
         while self.dirty_pages > 0 {
             let Some(page) = self.areas[self.next_area].dirty.next_set(self.next_page) else {
+                self.scout = None;
                 self.next_page = 0;
                 self.next_area += 1;
                 if self.next_area == self.areas.len() {
@@ -186,15 +209,11 @@ impl RamSaver {
 
     fn send_page(&mut self, stream: &mut Stream, page: usize) -> Result<()> {
         let at = self.next_area;
+        let offset = page as u64 * PAGE_SIZE;
+        let zero = self.areas[at].untouched.as_ref().is_some_and(|known| known.get(page)) || self.look(page)?;
         let area = &mut self.areas[at];
         area.dirty.clear(page);
         self.dirty_pages -= 1;
-        let offset = page as u64 * PAGE_SIZE;
-        let untouched = area.untouched.as_ref().is_some_and(|known| known.get(page));
-        if !untouched {
-            area.block.prefetch(offset + LOOK_AHEAD);
-        }
-        let zero = untouched || area.block.is_zero(offset, PAGE_BYTES)?;
         let again = self.last_sent == Some(at);
         let word = offset | if zero { RAM_ZERO } else { RAM_PAGE } | if again { RAM_CONTINUE } else { 0 };
         if again {
@@ -220,8 +239,31 @@ impl RamSaver {
         }
     }
 
+    /// Is the next page zero? By a look, or by a scout's where zeros come in runs.
+    fn look(&mut self, page: usize) -> Result<bool> {
+        let area = &self.areas[self.next_area];
+        let zero = if let Some(scout) = &mut self.scout {
+            scout.is_zero(page, &area.dirty, area.untouched.as_ref())
+        } else {
+            let offset = page as u64 * PAGE_SIZE;
+            area.block.prefetch(offset + LOOK_AHEAD);
+            area.block.is_zero(offset, PAGE_BYTES)?
+        };
+        self.run = if self.run.0 == zero { (zero, self.run.1.saturating_add(1)) } else { (zero, 1) };
+        match self.run {
+            // Exactly then: where no scout is to be had, it is not asked for at each page.
+            (true, CALL_SCOUT) if self.scout.is_none() => {
+                self.scout = ZeroScout::start(&area.block, page + 1, &area.dirty, area.untouched.as_ref());
+            }
+            (false, DISMISS_SCOUT) => self.scout = None,
+            _ => {}
+        }
+        Ok(zero)
+    }
+
     /// Every page has been sent once: from now on only a look tells what is zero.
     fn end_pass(&mut self) {
+        self.scout = None;
         for area in &mut self.areas {
             area.untouched = None;
         }

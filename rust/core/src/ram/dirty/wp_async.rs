@@ -10,6 +10,8 @@
 //! kernel cannot see is a hole punched into a shared file where the page was protected: that is a write through the file,
 //! and `mark_dirty` (or `Block::discard`) is for it.
 
+use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
 
 use rustix::io::Errno;
@@ -146,8 +148,10 @@ struct Pressure(Option<u64>);
 
 impl Pressure {
     fn now() -> Self {
-        let counter = |text: String| text.lines().find_map(|line| line.strip_prefix("pgscan_anon ")?.parse().ok());
-        Self(std::fs::read_to_string("/proc/vmstat").ok().and_then(counter))
+        // Room for all of it: the kernel counts anew at each read.
+        let mut text = String::with_capacity(32 << 10);
+        let all = File::open("/proc/vmstat").and_then(|mut file| file.read_to_string(&mut text));
+        Self(all.ok().and_then(|_| text.lines().find_map(|line| line.strip_prefix("pgscan_anon ")?.parse().ok())))
     }
 
     /// Can a page have been swapped out since? The kernel counts a page before it takes it from anyone.
