@@ -99,6 +99,8 @@ class Group:
         self.registers = registers
         self.FIELDS = tuple(register.field for register in registers)
         self._constant = tuple(None if callable(r.initial) else r.value(None) for r in registers)
+        # single numbers first: they are compared in no time and mostly tell
+        self._by_cost = sorted(zip(registers, self._constant, strict=True), key=lambda pair: pair[0].length > 0)
 
     def reset_values(self, obj: Any) -> dict[str, Any]:
         """Every register's value after reset, by attribute; not to be changed."""
@@ -124,10 +126,10 @@ class Group:
 
     def differs(self, obj: Any) -> bool:
         """True if a register is not at its value after reset."""
-        return any(
-            not _same(getattr(obj, register.attribute), value)
-            for register, value in zip(self.registers, self._values(obj), strict=True)
-        )
+        for register, value in self._by_cost:
+            if not _same(getattr(obj, register.attribute), register.value(obj) if value is None else value):
+                return True
+        return False
 
     def subsection(
         self,

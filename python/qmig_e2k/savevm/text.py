@@ -1,11 +1,16 @@
-"""Text of the JSON description, byte for byte as each QEMU generation writes it (spec/stream.md 2.6.2)."""
+"""Text of the JSON description, byte for byte as each QEMU generation writes it (spec/stream.md 2.6.2).
+
+It is made during the downtime, so what never changes is put in words once and remembered.
+"""
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from qmig_e2k.vmstate import Members
+from qmig_e2k.vmstate.json import ConstantList, ConstantObject
 
 _SPECIAL = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ESCAPE = re.compile(r'["\\\x00-\x1f\x7f-\U0010ffff]')
@@ -18,9 +23,7 @@ def description_text(document: Any, *, loose: bool) -> bytes:
         document: what to write.
         loose: the style of 2.9, with a space inside brackets and before colons and no escapes; else that of 7.2.
     """
-    parts: list[str] = []
-    (_Loose if loose else _Tight)().put(document, parts)
-    return "".join(parts).encode("utf-8", "surrogateescape")
+    return (_LOOSE if loose else _TIGHT).text(document).encode("utf-8", "surrogateescape")
 
 
 class _Tight:
@@ -30,36 +33,36 @@ class _Tight:
     array_marks = ("[", "]")
     colon = ": "
 
-    def put(self, value: Any, parts: list[str]) -> None:
+    def text(self, value: Any) -> str:
+        """The text of any part."""
         if isinstance(value, str):
-            parts.append(self.quote(value))
-        elif isinstance(value, dict | Members):
-            self._members(list(value.items()) if isinstance(value, dict) else value, parts)
+            return self.quote(value)
+        if isinstance(value, ConstantObject | ConstantList):
+            text = value.texts.get(self)
+            if text is None:
+                text = value.texts[self] = self._composed(value)
+            return text
+        return self._composed(value)
+
+    def _composed(self, value: Any) -> str:
+        if isinstance(value, dict | Members):
+            opening, closing = self.object_marks
+            members = value.items() if isinstance(value, dict) else value
+            inner = ", ".join([f"{self.quote(name)}{self.colon}{self.text(member)}" for name, member in members])
         elif isinstance(value, list | tuple):
             opening, closing = self.array_marks
-            parts.append(opening)
-            for index, element in enumerate(value):
-                if index:
-                    parts.append(", ")
-                self.put(element, parts)
-            parts.append(closing)
+            inner = ", ".join([self.text(element) for element in value])
         elif isinstance(value, bool):
-            parts.append("true" if value else "false")
+            return "true" if value else "false"
         elif isinstance(value, int):
-            parts.append(str(value))
+            return str(value)
         else:
             raise TypeError(f"a description holds no {type(value).__name__}")
-
-    def _members(self, members: list[tuple[str, Any]], parts: list[str]) -> None:
-        opening, closing = self.object_marks
-        parts.append(opening)
-        for index, (name, value) in enumerate(members):
-            parts.append(f"{', ' if index else ''}{self.quote(name)}{self.colon}")
-            self.put(value, parts)
-        parts.append(closing)
+        return f"{opening}{inner}{closing}"
 
     def quote(self, text: str) -> str:
-        return f'"{_ESCAPE.sub(_escape, text)}"'
+        """A string."""
+        return _escaped(text)
 
 
 class _Loose(_Tight):
@@ -71,6 +74,14 @@ class _Loose(_Tight):
 
     def quote(self, text: str) -> str:
         return f'"{text}"'
+
+
+_TIGHT, _LOOSE = _Tight(), _Loose()
+
+
+@lru_cache(4096)
+def _escaped(text: str) -> str:
+    return f'"{_ESCAPE.sub(_escape, text)}"'
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -12,7 +12,7 @@ Fields are made by the element kinds (`uint32("name")`) and by the constructors 
 or dict members; arrays may be lists or numpy arrays (converted in bulk, filled in place), buffers bytes or bytearrays.
 """
 
-from qmig_e2k.vmstate.description import Format, JsonObject, Members, VMStateDescription, VMStateField
+from qmig_e2k.vmstate.description import Format, VMStateDescription, VMStateField
 from qmig_e2k.vmstate.engine import load, save
 from qmig_e2k.vmstate.fields import (
     array,
@@ -33,6 +33,7 @@ from qmig_e2k.vmstate.fields import (
     vstruct,
     with_tmp,
 )
+from qmig_e2k.vmstate.json import JsonObject, Members
 from qmig_e2k.vmstate.kinds import (
     bool_,
     bool_strict,

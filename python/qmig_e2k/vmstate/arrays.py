@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qmig_e2k.vmstate.description import MISSING, JsonObject, VMStateField
+from qmig_e2k.vmstate.description import MISSING, VMStateField
 from qmig_e2k.vmstate.kinds import Kind, read_bytes, uint64
 from qmig_e2k.vmstate.refusal import Place, Refusal
+from qmig_e2k.vmstate.runs import Shape
 
 if TYPE_CHECKING:
     from qmig_e2k.vmstate.engine import Loader, Saver
+    from qmig_e2k.vmstate.json import JsonObject
 
 MAX_ALLOCATION = 1 << 30
 """Largest buffer or numpy array in bytes that a count from the wire may make us allocate."""
@@ -33,19 +35,22 @@ class Count:
     """Number of elements or bytes: a constant, or another member that travels before the field.
 
     Negative counts and those that do not fit in int32 are refused, whatever the member's kind.
+
+    Attributes:
+        fixed: the constant; None: it is the member's.
     """
 
-    __slots__ = ("_member", "_times", "constant")
+    __slots__ = ("_member", "_times", "fixed")
 
     def __init__(self, count: int | str, *, times: int = 1) -> None:
-        self.constant = isinstance(count, int)
-        self._member = _Member(count) if isinstance(count, str) else count
+        self.fixed = count * times if isinstance(count, int) else None
+        self._member = _Member(str(count))
         self._times = times
 
     def of(self, obj: Any) -> int:
         """The number for `obj`."""
-        if isinstance(self._member, int):
-            return self._member * self._times
+        if self.fixed is not None:
+            return self.fixed
         count = int(self._member.get(obj))
         if not 0 <= count <= MAX_COUNT // self._times:
             raise Refusal(f"{self._member.name} is {count}, 0 to {MAX_COUNT // self._times} are possible")
@@ -64,15 +69,20 @@ class _Member(VMStateField):
         raise NotImplementedError
 
 
+def array_entry(label: str, kind: str, size: int, count: int) -> list[JsonObject]:
+    """The one JSON entry of `count` elements that all look alike; none if there are none (spec/stream.md 2.6.1)."""
+    head: dict[str, Any] = {"name": label}
+    if count > 1:
+        head["array_len"] = count
+    return [head | {"type": kind, "size": size}] if count else []
+
+
 def array_entries(
     saver: Saver, label: str, kind: str, size: int, count: int, *, compressible: bool
 ) -> list[JsonObject]:
-    """JSON entries of `count` elements that all look alike (spec/stream.md 2.6.1)."""
+    """JSON entries of `count` elements, in one if that may be."""
     if compressible or count == 1:
-        head: dict[str, Any] = {"name": label}
-        if count > 1:
-            head["array_len"] = count
-        return [head | {"type": kind, "size": size}] if count else []
+        return array_entry(label, kind, size, count)
     # 10.0 counts from the current element on, so its last one has no index
     alone = count - 1 if saver.format == "10.0" else count
     return [
@@ -107,6 +117,14 @@ class ArrayField(VMStateField):
         if out is not None:
             out += array_entries(saver, label, self.type_name, sizes, count, compressible=self.compressible)
 
+    def shape(self, label: str) -> Shape | None:
+        kind, count = self.kind, self._count.fixed
+        if count is None or self._start or self._alloc or not kind.straight:
+            return None
+        size = count * kind.size
+        entries = array_entry(label, kind.name, kind.size, count)
+        return Shape(f"{size}s", size, entries, array=(kind.native, kind.dtype, count))
+
     def _save_each(self, saver: Saver, values: Sequence[Any]) -> int:
         """Elements of no fixed size; returns the first one's."""
         first = 0
@@ -121,7 +139,7 @@ class ArrayField(VMStateField):
         count = self._count.of(obj)
         old = self.peek(obj)
         absent = old is MISSING or old is None
-        if self._alloc or (absent and self._count.constant):
+        if self._alloc or (absent and self._count.fixed is not None):
             self._load_fresh(loader, obj, count, old)
             return
         have = 0 if absent else length(old)
@@ -238,6 +256,12 @@ class BufferField(VMStateField):
         if out is not None:
             out.append({"name": label, "type": "buffer", "size": size})
 
+    def shape(self, label: str) -> Shape | None:
+        size = self._size.fixed
+        if size is None or self._start or self._alloc:
+            return None
+        return Shape(f"{size}s", size, [{"name": label, "type": "buffer", "size": size}])
+
     def load(self, loader: Loader, obj: Any) -> None:
         size = self._size.of(obj)
         old = self.peek(obj)
@@ -248,7 +272,7 @@ class BufferField(VMStateField):
             loader.put(self, obj, bytearray(raw) if isinstance(old, bytearray) else raw, old)
             return
         empty = old is MISSING or old is None
-        have = memoryview(old).nbytes if not empty else self._start + size if self._size.constant else 0
+        have = memoryview(old).nbytes if not empty else self._start + size if self._size.fixed is not None else 0
         if self._start + size > have:
             raise Refusal(f"{size} bytes do not fit: there is room for {max(have - self._start, 0)}")
         raw = read_bytes(loader.reader, size)
@@ -306,6 +330,13 @@ class UnusedField(VMStateField):
         saver.writer.zeros(count * self._size)
         if out is not None:
             out += array_entries(saver, label, self.type_name, self._size, count, compressible=self.compressible)
+
+    def shape(self, label: str) -> Shape | None:
+        count = self._count.fixed
+        if count is None:
+            return None
+        size = count * self._size
+        return Shape(f"{size}x", size, array_entry(label, self.type_name, self._size, count))
 
     def load(self, loader: Loader, obj: Any) -> None:
         left = self._count.of(obj) * self._size

@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from qmig_e2k.vmstate.json import ConstantObject, JsonObject
+from qmig_e2k.vmstate.runs import Row, Run, Shape, steps
+
 if TYPE_CHECKING:
     from qmig_e2k._core import Reader
     from qmig_e2k.vmstate.engine import Loader, Saver
@@ -21,13 +24,6 @@ Format = Literal["2.9", "7.2", "10.0"]
 Exists = Callable[[Any, int], bool]
 
 MISSING: Any = object()
-
-
-class Members(list[tuple[str, Any]]):
-    """A JSON object whose member names may repeat (lists of several elements, spec/stream.md 2.6.1)."""
-
-
-JsonObject = dict[str, Any] | Members
 
 
 def peek_attribute(obj: Any, name: str) -> Any:
@@ -93,6 +89,15 @@ class VMStateField(ABC):
         """True if a stream of `version` has the field."""
         return self.exists(obj, version) if self.exists is not None else self.version <= version
 
+    def shape(self, label: str) -> Shape | None:  # noqa: ARG002 - for those that have one
+        """How the field looks, named `label`, if it always takes the same bytes; None: that varies."""
+        return None
+
+    @property
+    def direct(self) -> bool:
+        """It has no test, and the value is a member of the object itself."""
+        return self.exists is None and bool(self.attribute) and not self._owners
+
     @property
     def compressible(self) -> bool:
         """One JSON entry may stand for all elements of an array of this field."""
@@ -128,6 +133,17 @@ class VMStateDescription:
         load_state_old: reads the whole payload of versions from `minimum_version_id_old` up to `minimum_version_id`.
         unmigratable: a machine with this device can be neither saved nor loaded.
         priority: higher is saved first (spec/stream.md 3.10).
+
+    What the engine reads, made from the above:
+
+    Attributes:
+        plan: the fields, with the names that tell repeated ones apart.
+        steps: the same for streams of `version_id`, with neighbours joined to runs.
+        constant: the JSON description, if it is the same for every object.
+        compressible: one JSON entry may stand for all elements of an array of this.
+        wire_name: `name` in bytes.
+        announcement: what precedes the payload where this is a subsection.
+        parts: subsections by name on the wire.
     """
 
     name: str
@@ -144,9 +160,13 @@ class VMStateDescription:
     minimum_version_id_old: int = -1
     unmigratable: bool = False
     priority: int = 0
-    plan: tuple[tuple[VMStateField, str], ...] = field(init=False, repr=False)
+    plan: tuple[Row, ...] = field(init=False, repr=False)
+    steps: tuple[Run | Row, ...] = field(init=False, repr=False)
+    constant: ConstantObject | None = field(init=False, repr=False)
     compressible: bool = field(init=False, repr=False)
     wire_name: bytes = field(init=False, repr=False)
+    announcement: bytes = field(init=False, repr=False)
+    parts: dict[bytes, VMStateDescription] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -182,4 +202,14 @@ class VMStateDescription:
                 seen[row.name] += 1
             plan.append((row, label))
         put("plan", tuple(plan))
+        put("steps", steps(plan, self.version_id))
+        put("constant", self._constant())
+        put("announcement", b"\x05" + bytes([len(wire_name)]) + wire_name + self.version_id.to_bytes(4, "big"))
+        put("parts", {sub.wire_name: sub for sub in self.subsections})
         put("compressible", not self.subsections and all(row.compressible for row in self.fields))
+
+    def _constant(self) -> ConstantObject | None:
+        """The JSON description of an object at `version_id`, if it is the same for all."""
+        if self.subsections or len(self.steps) != 1 or not isinstance(self.steps[0], Run):
+            return None
+        return ConstantObject({"vmsd_name": self.name, "version": self.version_id, "fields": self.steps[0].entries})

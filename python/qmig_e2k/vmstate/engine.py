@@ -8,18 +8,20 @@ A load that fails gives every field that it had changed its old value back; what
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from qmig_e2k._core import Reader
 from qmig_e2k.errors import MigrationError
-from qmig_e2k.vmstate.description import MISSING, Format, JsonObject, VMStateDescription, VMStateField
+from qmig_e2k.vmstate.description import MISSING, Format, VMStateDescription, VMStateField
 from qmig_e2k.vmstate.refusal import Place, Refusal
+from qmig_e2k.vmstate.runs import Row, Run
 
 if TYPE_CHECKING:
-    from qmig_e2k._core import Reader, Writer
+    from qmig_e2k._core import Writer
+    from qmig_e2k.vmstate.json import JsonObject
 
-SUBSECTION = 0x05
 CHANNEL_KINDS = frozenset(["cancelled", "closed", "io", "timeout"])
 """Failures of the channel, which say nothing about the device that was being read."""
 MAX_NESTING = 64
@@ -132,11 +134,36 @@ class Saver:
     def _parts(
         self, description: VMStateDescription, obj: Any, version: int, *, describe: bool
     ) -> dict[str, Any] | None:
-        out: list[JsonObject] | None = [] if describe else None
+        out: list[JsonObject] = []
+        constant = description.constant
+        if version != description.version_id:
+            constant = None
+            self._rows(description.plan, obj, version, out if describe else None)
+        else:
+            for step in description.steps:
+                if not isinstance(step, Run):
+                    self._rows((step,), obj, version, out if describe else None)
+                    continue
+                if not step.save(self, obj):
+                    self._rows(step.rows, obj, version, None)
+                if describe and constant is None:
+                    out += step.entries
+        subsections = self._subsections(description, obj, describe=describe) if description.subsections else []
+        if not describe:
+            return None
+        if constant is not None:
+            return constant
+        made: dict[str, Any] = {"vmsd_name": description.name, "version": version, "fields": out}
+        if subsections:
+            made["subsections"] = subsections
+        return made
+
+    def _rows(self, rows: Sequence[Row], obj: Any, version: int, out: list[JsonObject] | None) -> None:
+        """Write fields one by one."""
         # 2.9 writes fields of any version, only a test can leave one out
         all_versions = self.format == "2.9"
         with Place() as place:
-            for field, label in description.plan:
+            for field, label in rows:
                 place.part = field.name
                 if field.exists is None:
                     if field.version > version and not all_versions:
@@ -146,26 +173,18 @@ class Saver:
                         raise Refusal("does not hold; the device is in a state it says is impossible")
                     continue
                 field.save(self, obj, label, out)
-        subsections = self._subsections(description, obj, describe=describe) if description.subsections else []
-        if out is None:
-            return None
-        made: dict[str, Any] = {"vmsd_name": description.name, "version": version, "fields": out}
-        if subsections:
-            made["subsections"] = subsections
-        return made
 
     def _subsections(self, description: VMStateDescription, obj: Any, *, describe: bool) -> list[JsonObject]:
         made: list[JsonObject] = []
-        for sub in description.subsections:
-            with Place(sub.name):
+        with Place() as place:
+            for sub in description.subsections:
+                place.part = sub.name
                 if sub.needed is not None and not sub.needed(obj):
                     continue
-                self.writer.u8(SUBSECTION)
-                self.writer.cstr8(sub.wire_name)
-                self.writer.u32(sub.version_id)
+                self.writer.write(sub.announcement)
                 body = self.body(sub, obj, sub.version_id, describe=describe)
-            if body is not None:
-                made.append(body)
+                if body is not None:
+                    made.append(body)
         return made
 
 
@@ -221,9 +240,25 @@ class Loader:
         self._open.append(description)
         if description.pre_load is not None:
             self._hook("pre_load", start, description.pre_load, obj)
+        if version == description.version_id:
+            for step in description.steps:
+                if isinstance(step, Run):
+                    with Place():
+                        step.load(self, obj)
+                else:
+                    self._rows((step,), obj, version)
+        else:
+            self._rows(description.plan, obj, version)
+        self._subsections(description, obj)
+        if description.post_load is not None:
+            self._hook("post_load", start, description.post_load, obj, version)
+        self._open.pop()
+
+    def _rows(self, rows: Sequence[Row], obj: Any, version: int) -> None:
+        """Read fields one by one."""
         reader = self.reader
         with Place() as place:
-            for field, _ in description.plan:
+            for field, _ in rows:
                 place.part, place.offset = field.name, reader.offset
                 if field.exists is None:
                     if field.version > version:
@@ -233,10 +268,18 @@ class Loader:
                         raise Refusal("does not hold for what was read")
                     continue
                 field.load(self, obj)
-        self._subsections(description, obj)
-        if description.post_load is not None:
-            self._hook("post_load", start, description.post_load, obj, version)
-        self._open.pop()
+
+    def replay(self, rows: Sequence[Row], obj: Any, raw: bytes, start: int) -> None:
+        """Read fields that are always there one by one from `raw`, which is what the stream has from `start` on."""
+        reader = self.reader
+        self.reader = Reader(raw, start)
+        try:
+            with Place() as place:
+                for field, _ in rows:
+                    place.part, place.offset = field.name, self.reader.offset
+                    field.load(self, obj)
+        finally:
+            self.reader = reader
 
     def _load_old(self, description: VMStateDescription, obj: Any, version: int, start: int) -> None:
         old = description.load_state_old
@@ -266,15 +309,14 @@ class Loader:
                 return
             name = head[2:]
             start = self.reader.offset
-            sub = next((sub for sub in owner.subsections if sub.wire_name == name), None)
-            shown = name.decode("utf-8", "backslashreplace")
+            sub = owner.parts.get(name)
             if sub is None:
-                if any(name == known.wire_name for outer in self._open for known in outer.subsections):
+                if any(name in outer.parts for outer in self._open):
                     # `cpu/aau_prefetch` behind `cpu/aau`: it only looks like a part of the latter
                     return
-                raise Refusal(f"subsection {shown} unknown", start)
+                raise Refusal(f"subsection {name.decode('utf-8', 'backslashreplace')} unknown", start)
             if name in seen:
-                raise Refusal(f"subsection {shown} comes twice", start)
+                raise Refusal(f"subsection {sub.name} comes twice", start)
             seen.add(name)
             with Place(sub.name, start):
                 self.reader.skip(length)

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qmig_e2k._core import Reader, Writer
-from qmig_e2k.vmstate.description import MISSING, Exists, JsonObject, VMStateField
+from qmig_e2k.vmstate.description import MISSING, Exists, VMStateField
 from qmig_e2k.vmstate.refusal import Refusal
+from qmig_e2k.vmstate.runs import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmig_e2k.vmstate.engine import Loader, Saver
+    from qmig_e2k.vmstate.json import JsonObject
 
 CHUNK = 1 << 20
 """Bytes asked for at once: a count from the wire never makes us allocate much more than the peer really sends."""
@@ -43,12 +45,14 @@ class Kind:
     Attributes:
         name: type name in the JSON description.
         size: bytes on the wire.
+        code: `struct` code of one element.
         dtype: numpy type of one element on the wire.
+        native: the same in the host's byte order.
         packs: arrays of it may be written in one go.
         bulk: arrays of it may be read in one go (no check per element).
     """
 
-    __slots__ = ("_code", "_put", "_take", "bulk", "dtype", "name", "packs", "size")
+    __slots__ = ("_put", "_take", "bulk", "code", "dtype", "name", "native", "packs", "size")
 
     def __init__(
         self,
@@ -61,13 +65,14 @@ class Kind:
         bulk: bool = True,
     ) -> None:
         self.name = name
-        self._code = code
+        self.code = code
         self._put = put
         self._take = take
         self.packs = packs
         self.bulk = bulk
         self.size = struct.calcsize(">" + code)
         self.dtype = np.dtype(f">{_NUMPY_CODES[code]}")
+        self.native = self.dtype.newbyteorder("=")
 
     def __repr__(self) -> str:
         return f"<kind {self.name}>"
@@ -96,16 +101,32 @@ class Kind:
         """Write one element; OverflowError if it does not fit, TypeError if it is no number."""
         self._put(writer, value)
 
-    def read(self, reader: Reader, old: Any) -> Any:  # noqa: ARG002 - for the kinds that compare
+    def read(self, reader: Reader, old: Any) -> Any:
         """Read one element; `old` is the destination's value (MISSING if there is none)."""
-        return self._take(reader)
+        return self.accept(self._take(reader), old)
+
+    def accept(self, value: Any, old: Any) -> Any:  # noqa: ARG002 - for the kinds that compare
+        """What to keep of the value that arrived, `old` being the destination's; or a refusal."""
+        return value
+
+    def shape(self, label: str) -> Shape | None:
+        """The look of a field of one element, named `label`; None: its size varies."""
+        if not self.packs:
+            return None
+        accept = self.accept if type(self).accept is not Kind.accept else None
+        return Shape(self.code, self.size, [{"name": label, "type": self.name, "size": self.size}], accept=accept)
+
+    @property
+    def straight(self) -> bool:
+        """An array of it differs from its wire form by nothing but the order of bytes."""
+        return self.packs and self.bulk
 
     def pack(self, values: Any) -> bytes:
         """The wire form of an array or sequence."""
-        if isinstance(values, np.ndarray) and values.dtype.newbyteorder("=") == self.dtype.newbyteorder("="):
+        if isinstance(values, np.ndarray) and values.dtype in (self.native, self.dtype):
             return values.astype(self.dtype).tobytes()
         values = values.ravel().tolist() if isinstance(values, np.ndarray) else list(values)
-        return struct.pack(f">{len(values)}{self._code}", *values)
+        return struct.pack(f">{len(values)}{self.code}", *values)
 
     def unpack(self, raw: bytes) -> np.ndarray[Any, Any]:
         """The elements of `raw`, still big-endian."""
@@ -138,11 +159,18 @@ class BoolKind(Kind):
     def write(self, writer: Writer, value: Any) -> None:
         writer.u8(1 if value else 0)
 
-    def read(self, reader: Reader, old: Any) -> bool:  # noqa: ARG002
-        byte = reader.u8()
-        if self.strict and byte > 1:
-            raise Refusal(f"{byte:#x} is no bool")
-        return byte != 0
+    def accept(self, value: Any, old: Any) -> bool:  # noqa: ARG002
+        if self.strict and value > 1:
+            raise Refusal(f"{value:#x} is no bool")
+        return bool(value)
+
+    def shape(self, label: str) -> Shape | None:
+        # writing is what `struct` cannot do: any true value is a 1
+        return None if self.strict else super().shape(label)
+
+    @property
+    def straight(self) -> bool:
+        return False
 
     def pack(self, values: Any) -> bytes:
         return bytes(1 if value else 0 for value in (values.ravel() if isinstance(values, np.ndarray) else values))
@@ -164,10 +192,9 @@ class EqualKind(Kind):
 
     def with_hint(self, hint: str) -> EqualKind:
         """The same, whose error ends with `hint`: what to do about the difference."""
-        return EqualKind(self.name, self._code, self._put, self._take, hint)
+        return EqualKind(self.name, self.code, self._put, self._take, hint)
 
-    def read(self, reader: Reader, old: Any) -> Any:
-        value = self._take(reader)
+    def accept(self, value: Any, old: Any) -> Any:
         if value != old:
             here = "nothing" if old is MISSING else f"{old:#x}" if isinstance(old, int) else str(old)
             raise Refusal(f"{value:#x} in the stream, {here} here" + (f"; {self.hint}" if self.hint else ""))
@@ -179,8 +206,7 @@ class PositiveLeKind(Kind):
 
     __slots__ = ()
 
-    def read(self, reader: Reader, old: Any) -> Any:
-        value = self._take(reader)
+    def accept(self, value: Any, old: Any) -> Any:
         if old is MISSING or not 0 <= value <= old:
             raise Refusal(f"{value} in the stream, 0 to {'nothing' if old is MISSING else old} are possible here")
         return value
@@ -280,6 +306,9 @@ class ScalarField(VMStateField):
     def load(self, loader: Loader, obj: Any) -> None:
         old = self.peek(obj)
         loader.put(self, obj, self.kind.read(loader.reader, old), old)
+
+    def shape(self, label: str) -> Shape | None:
+        return self.kind.shape(label)
 
 
 bool_ = BoolKind(strict=False)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableSequence
 from typing import TYPE_CHECKING, Any
 
-from qmig_e2k.vmstate.description import MISSING, Exists, JsonObject, Members, VMStateDescription, VMStateField
+from qmig_e2k.vmstate.description import MISSING, Exists, VMStateDescription, VMStateField
+from qmig_e2k.vmstate.json import JsonObject, Members
 from qmig_e2k.vmstate.kinds import NULL_MARKER, Kind
 from qmig_e2k.vmstate.refusal import Place, Refusal
 
