@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
 import pytest
 
 from qmig_e2k import vmstate
 from qmig_e2k._core import Reader, Writer
 from qmig_e2k.e2k import MODELS, OPTIONS, BlockSpec, Machine, build, resolve
-from qmig_e2k.e2k.cpu import CPU, CPU_COMMON, Cpu
+from qmig_e2k.e2k.cpu import CPU, Cpu
 from qmig_e2k.e2k.devices import ESCC, PCI_BUS, Escc, PciBus
 from qmig_e2k.e2k.full import E2K_MACHINE
 from qmig_e2k.e2k.machines import FIRMWARE_BASE
@@ -144,176 +143,6 @@ def test_reset_of_the_whole_machine() -> None:
     assert made.cpus[1].regs_lo is view  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="16 registers"):
         made.set_guest_state([[1]])
-
-
-# -- CPU
-
-
-@pytest.mark.parametrize(
-    ("model", "index", "idr"),
-    [
-        ("e2c+", 0, 0x2204),
-        ("e2s", 0, 0x2203),
-        ("e8c", 0, 0x2207),
-        ("e8c", 7, 0x3A207),
-        ("e8c2", 0, 0x2209),
-        ("e16c", 0, 0x220B),
-        ("e2s", 5, 0x2203 | 1 << 15 | 1 << 20),
-    ],
-)
-def test_idr(model: str, index: int, idr: int) -> None:
-    assert cpu(model, index).idr == idr
-
-
-def test_reset_bytes_of_the_main_body() -> None:
-    raw = saved(CPU, cpu())
-    assert len(raw) == 2332
-    words = {
-        0: (4, 4),
-        4: (8, 0x2207),
-        16: (8, FIRMWARE_BASE),
-        32: (4, 1),
-        36: (4, 0x81),
-        44 + 8 + 2048: (8, 0x0000_0040_0080_0000),
-        44 + 8 + 2048 + 8: (4, 0xC4),
-    }
-    for offset, (size, value) in words.items():
-        assert int.from_bytes(raw[offset : offset + size], "big") == value, offset
-    assert [common.halted for common in (cpu(), cpu(index=1))] == [0, 1]
-
-
-def test_distinct_registers_survive() -> None:
-    source, target = cpu(), cpu()
-    source.regs_lo[:] = np.arange(256, dtype=np.uint64) * np.uint64(0x0101_0101_0101_0101)
-    source.ctpr[:] = [1 << 54, 2 << 54 | 1 << 57, 5 << 54 | 3 << 57]
-    source.preds, source.lsr, source.ilcr = (1 << 64) - 1, (1 << 61) - 1, 0xFFFF_FFFF
-    source.psp_hi = (0x10_0000 - 32) | 0x10_0000 << 32
-    source.wd = 0x700 << 16 | 0x700 << 32 | 3 << 48
-    move(CPU, source, target)
-    assert saved(CPU, target) == saved(CPU, source)
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"idr": 0x2208}, "IDR 0x2208 does not match 0x2207"),
-        ({"idr": 0x2207 | 1 << 29}, "IDR"),
-        ({"idr": 0x2207 | 1 << 15}, "IDR"),
-        ({"rf_form": 1}, "register file form 1 not supported"),
-        ({"ip": 1 << 48}, "bad instruction address"),
-        ({"nip": 4}, "bad instruction address 0x4"),
-        ({"psr": 0x80}, "reserved bits in PSR"),
-        ({"upsr": 0x800}, "reserved bits in UPSR"),
-        ({"core_mode": 1}, "reserved bits in CORE_MODE"),
-        ({"core_mode": 0x20}, "reserved bits in CORE_MODE"),
-        ({"wd": 0x700 << 16 | 0x708 << 32}, "window out of range"),
-        ({"wd": 0x710 << 16}, "window out of range"),
-        ({"wd": 16 | 0x100 << 16}, "dirty windows in normal form"),
-        ({"wd": 1 << 11}, "window out of range"),
-        ({"pshtp": 1}, "dirty windows"),
-        ({"pcshtp": 1}, "dirty windows"),
-        ({"cwd": 1}, "dirty windows"),
-        ({"br": 3 << 6 | 4 << 12}, "based register window"),
-        ({"br": 63 | 63 << 6}, "based register window"),
-        ({"br": 1 << 23}, "based register window"),
-        ({"bgr": 0x800}, "reserved bits in BGR"),
-        ({"psp_lo": 1 << 48}, "bad stack descriptor"),
-        ({"psp_hi": (0x1000 + 32) | 0x1000 << 32}, "PSP index 0x1020 beyond size 0x1000"),
-        ({"pcsp_hi": 8 | 0x1000 << 32}, "PCSP index 0x8 misaligned"),
-        ({"usd_lo": 1 << 50}, "bad user stack descriptor"),
-        ({"usd_hi": 8 << 32}, "bad user stack descriptor"),
-        ({"cuir": 0x20000}, "reserved bits in CUIR"),
-        ({"tr": 0x8000}, "reserved bits in TR"),
-        ({"tsd": 0x8000}, "reserved bits in TSD"),
-        ({"cutd": 8}, "reserved bits in CUTD"),
-        ({"lsr": 1 << 61}, "reserved bits in loop registers"),
-        ({"ilcr": 1 << 40}, "reserved bits in loop registers"),
-    ],
-)
-def test_hard_checks_refuse_and_leave_the_state_untouched(change: dict[str, int], text: str) -> None:
-    source, target = cpu(), cpu()
-    for name, value in change.items():
-        setattr(source, name, value)
-    source.regs_lo[3] = 99
-    before = saved(CPU, target)
-    with pytest.raises(StreamError) as caught:
-        move(CPU, source, target)
-    assert caught.value.message.startswith("cpu 0: ")
-    assert text in caught.value.message
-    assert (caught.value.kind, caught.value.path) == ("device-state", "cpu/0")
-    assert saved(CPU, target) == before
-
-
-@pytest.mark.parametrize(
-    ("array", "index", "value", "text"),
-    [
-        ("cud", 0, 1 << 50, "reserved bits in CUD"),
-        ("gd", 0, 1 << 63, "reserved bits in GD"),
-        ("oscud", 0, 1 << 57, "reserved bits in OSCUD"),
-        ("osgd", 0, 1 << 61, "reserved bits in OSGD"),
-        ("ctpr", 0, 6 << 54, "CTPR1 invalid (tag 6 opc 0)"),
-        ("ctpr", 1, 2 << 57, "CTPR2 invalid (tag 0 opc 2)"),
-        ("ctpr", 2, 1 << 48, "CTPR3 invalid"),
-    ],
-)
-def test_hard_checks_of_arrays(array: str, index: int, value: int, text: str) -> None:
-    source = cpu()
-    getattr(source, array)[index] = value
-    with pytest.raises(StreamError) as caught:
-        move(CPU, source, cpu())
-    assert text in caught.value.message
-
-
-@pytest.mark.parametrize(("model", "mask"), [("e2c+", 0), ("e2s", 0x1E), ("e8c2", 0x1E), ("e16c", 0x7E)])
-def test_core_mode_by_isa(model: str, mask: int) -> None:
-    source = cpu(model)
-    source.core_mode = mask
-    move(CPU, source, cpu(model))
-    source.core_mode = mask + 0x200
-    with pytest.raises(StreamError):
-        move(CPU, source, cpu(model))
-
-
-def test_old_isa_has_no_fast_stack_mode_bit() -> None:
-    source = cpu("e2c+")
-    source.upsr |= 0x100
-    with pytest.raises(StreamError, match="UPSR"):
-        move(CPU, source, cpu("e2c+"))
-
-
-def test_other_model_is_refused_at_the_first_field() -> None:
-    with pytest.raises(StreamError) as caught:
-        move(CPU, cpu("e8c2"), cpu("e8c"))
-    assert (caught.value.path, caught.value.offset) == ("cpu/0/isa", 0)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"idr": 0x2307},
-        {"br": 63 | 31 << 6},
-        {"pcsp_hi": 0x1000 | 0x1000 << 32},
-        {"psp_lo": 8},
-        {"sbr": 0},
-    ],
-)
-def test_soft_checks_only_say_so(change: dict[str, int]) -> None:
-    source, target = cpu(), cpu()
-    for name, value in change.items():
-        setattr(source, name, value)
-    move(CPU, source, target)
-    assert saved(CPU, target) == saved(CPU, source)
-
-
-def test_cpu_common() -> None:
-    source, target = cpu(), cpu()
-    target.exception_index, target.crash_occurred = 5, True
-    source.interrupt_request = 0x203
-    move(CPU_COMMON, source, target)
-    assert (target.interrupt_request, target.exception_index, target.crash_occurred) == (0x202, -1, False)
-    source.exception_index, source.crash_occurred = 43, True
-    move(CPU_COMMON, source, target)
-    assert (target.exception_index, target.crash_occurred) == (43, True)
 
 
 # -- devices

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from qmig_e2k.e2k.cpu.parts import Preset
 from qmig_e2k.vmstate import VMStateDescription, bool_, int32, uint32
 
 NO_EXCEPTION = -1
@@ -29,23 +32,24 @@ class CpuCommon:
         """Values after power-on: only the first CPU runs."""
         self.halted = int(self.index != 0)
         self.interrupt_request = 0
-        self.forget()
-
-    def forget(self) -> None:
-        """pre_load: the values that a stream without the subsections stands for."""
         self.exception_index = NO_EXCEPTION
         self.crash_occurred = False
 
-    def loaded(self, _version: int) -> None:
-        """post_load."""
-        self.interrupt_request &= ~_INTERRUPT_EXIT
+
+def post_load(cpu: Any, _version: int) -> None:
+    """Forget what no longer means anything."""
+    cpu.interrupt_request &= ~_INTERRUPT_EXIT
 
 
 CPU_COMMON = VMStateDescription(
     "cpu_common",
-    fields=[uint32("halted"), uint32("interrupt_request")],
-    pre_load=CpuCommon.forget,
-    post_load=CpuCommon.loaded,
+    fields=[
+        uint32("halted"),
+        uint32("interrupt_request"),
+        Preset("exception_index", lambda _: NO_EXCEPTION),
+        Preset("crash_occurred", lambda _: False),
+    ],
+    post_load=post_load,
     subsections=[
         VMStateDescription(
             "cpu_common/exception_index",

@@ -1,68 +1,65 @@
-"""Register file, predicates, and the windows into it."""
+"""Register file, predicates, the windows into it, and what the file's registers have beyond 64 bits."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Any
 
-from qmig_e2k.vmstate import array, uint32, uint64
+import numpy as np
 
-if TYPE_CHECKING:
-    from qmig_e2k.e2k.cpu.state import Cpu
+from qmig_e2k.e2k.cpu.parts import Part, mask
+from qmig_e2k.e2k.hooks import require
+from qmig_e2k.e2k.registers import Group, word, words
+from qmig_e2k.vmstate import uint16, uint32, uint64
 
 log = logging.getLogger(__name__)
 
 REGISTERS = 256
 """0 to 223: windowed file; 224 to 255: globals."""
 
-FIELDS = (
-    uint64("preds"),
-    array("regs_lo", uint64, REGISTERS),
-    uint64("wd"),
-    uint32("br"),
-    uint32("bgr"),
-    uint32("cwd"),
-    uint64("pshtp"),
-    uint32("pcshtp"),
+REGFILE = Group(
+    word("preds", uint64),
+    words("regs_lo", uint64, REGISTERS),
+    word("wd", uint64, reset=0x0000_0040_0080_0000),
+    word("br", uint32, reset=0xC4),
+    word("bgr", uint32),
+    word("cwd", uint32),
+    word("pshtp", uint64),
+    word("pcshtp", uint32),
 )
+
+FX_EXT = Part("cpu/fx_ext", words("fx", uint16, REGISTERS), until=4, refusal="C25")
+"""Bits 79:64 of every register."""
+
+QP_HI = Part("cpu/qp_hi", words("regs_hi", uint64, REGISTERS), since=5, refusal="C25")
+"""Bits 127:64 of every register."""
 
 _WD_BITS = 0x7FF | 0x7FF << 16 | 0x7FF << 32 | 3 << 48
 _FILE_BYTES = 1792
 _FILE_QUADS = _FILE_BYTES // 16
 
 
-def reset(cpu: Cpu) -> None:
-    """Values after power-on: a window of 16 registers, 8 of them parameters."""
-    cpu.preds = 0
-    cpu.regs_lo[:] = 0
-    cpu.wd = 0x0000_0040_0080_0000
-    cpu.br = 0xC4
-    cpu.bgr = 0
-    cpu.cwd = 0
-    cpu.pshtp = 0
-    cpu.pcshtp = 0
+def settle(cpu: Any) -> None:
+    """pre_save: 16 bits of each extension, however wide the emulator keeps them."""
+    fx = cpu.fx
+    if not isinstance(fx, np.ndarray) or fx.dtype.itemsize != 2:
+        mask(fx, 0xFFFF)
 
 
-def check(cpu: Cpu) -> None:
+def check(cpu: Any) -> None:
     """Refuse windows outside the file (C09 to C13)."""
-    base, size, psize = cpu.wd & 0x7FF, cpu.wd >> 16 & 0x7FF, cpu.wd >> 32 & 0x7FF
-    cpu.require(
-        cpu.wd & ~_WD_BITS == 0
-        and (base | size | psize) % 16 == 0
-        and base < _FILE_BYTES
-        and size <= _FILE_BYTES
-        and psize <= size,
-        f"window out of range (base {base} size {size} psize {psize})",
-    )
-    clean = base == 0 and cpu.pshtp == 0 and cpu.pcshtp == 0 and cpu.cwd == 0
-    cpu.require(clean, "dirty windows in normal form")
-    rbs, rsz, rcur = cpu.br & 0x3F, cpu.br >> 6 & 0x3F, cpu.br >> 12 & 0x3F
-    psz, pcur = cpu.br >> 18 & 0x1F, cpu.br >> 23 & 0x1F
-    cpu.require(
-        cpu.br <= 0x0FFF_FFFF and rcur <= rsz and pcur <= psz and rbs + rsz + 1 <= _FILE_QUADS,
-        "based register window outside register file",
-    )
+    index, wd, br = cpu.index, cpu.wd, cpu.br
+    base, size, psize = wd & 0x7FF, wd >> 16 & 0x7FF, wd >> 32 & 0x7FF
+    whole = wd & ~_WD_BITS == 0 and (base | size | psize) % 16 == 0
+    inside = whole and base < _FILE_BYTES and size <= _FILE_BYTES and psize <= size
+    text = "cpu %d: window out of range (base %u size %u psize %u)"
+    require(inside, "C09", text, index, base, size, psize, field="wd")
+    clean = not (base or cpu.pshtp or cpu.pcshtp or cpu.cwd)
+    require(clean, "C10", "cpu %d: dirty windows in normal form", index)
+    rbs, rsz, rcur = br & 0x3F, br >> 6 & 0x3F, br >> 12 & 0x3F
+    inside = rbs + rsz + 1 <= _FILE_QUADS and rcur <= rsz and br >> 23 & 0x1F <= br >> 18 & 0x1F and br <= 0x0FFF_FFFF
+    require(inside, "C11", "cpu %d: based register window outside register file", index, field="br")
     if 2 * (rbs + rsz + 1) > size // 8:
         # a callee inherits BR from its caller: executing with it traps, loading is legal
-        log.debug("cpu %d: based window beyond the current one", cpu.index)
-    cpu.require(cpu.bgr <= 0x7FF, "reserved bits in BGR")
+        log.debug("C12: cpu %d: based window beyond the current one", index)
+    require(cpu.bgr <= 0x7FF, "C13", "cpu %d: reserved bits in BGR", index, field="bgr")

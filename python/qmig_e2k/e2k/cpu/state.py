@@ -1,4 +1,4 @@
-"""`Cpu`: all registers of one CPU, and the description of the `cpu` section's main body (spec/e2k-machine.md 2.3)."""
+"""`Cpu`: all registers of one CPU, and the description of the `cpu` section (spec/e2k-machine.md 2.3 to 2.6)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qmig_e2k.e2k.cpu import control, globals, loops, regfile, stacks  # noqa: A004 - the registers' own name
+from qmig_e2k.e2k import hooks
+from qmig_e2k.e2k.cpu import (
+    aau,
+    access,
+    clocks,
+    control,
+    debug,
+    descriptors,
+    fp,
+    hv,
+    loops,
+    mmu,
+    regfile,
+    stacks,
+    tags,
+    traps,
+)
 from qmig_e2k.e2k.cpu.common import CpuCommon
 from qmig_e2k.vmstate import VMStateDescription
 
@@ -15,83 +31,71 @@ if TYPE_CHECKING:
 
     from qmig_e2k.e2k.models import CpuModel
 
-Words = np.ndarray[Any, np.dtype[np.uint64]]
-
 GUEST_REGISTERS = 16
 """Registers of the window that hold the state of the model guest."""
 
-_GROUPS = (control, regfile, stacks, globals, loops)
+_MAIN = (control.CONTROL, regfile.REGFILE, stacks.STACKS, descriptors.GLOBALS, loops.LOOPS)
+
+_PARTS = (
+    regfile.FX_EXT,
+    regfile.QP_HI,
+    tags.TAGS,
+    stacks.CRS,
+    loops.LOOP64,
+    loops.CTPR_HI,
+    fp.FP,
+    clocks.CLOCKS,
+    aau.AAU,
+    aau.AAU_PREFETCH,
+    mmu.MMU,
+    mmu.MMU_SEC,
+    mmu.MMU_V6,
+    traps.TRAP,
+    debug.DEBUG,
+    debug.MONITORS,
+    access.DAM,
+    access.MLT,
+    stacks.CLW,
+    descriptors.SEGMENTS,
+    descriptors.OS_V6,
+    descriptors.V7,
+    hv.HV,
+    access.LOCK_PAIR,
+)
+
+GROUPS = (*(("cpu", group) for group in _MAIN), *((part.name, part) for part in _PARTS))
+"""Every group of registers with the description that it travels in, in the order of the wire."""
 
 
 class Cpu(CpuCommon):
-    """One CPU with raw architectural words; 64-bit arrays never change their identity, so views stay valid.
+    """One CPU. Its registers are attributes under the names of their fields, as the groups' tables list them.
+
+    They hold raw architectural words: Python integers, and numpy arrays that keep their identity for ever, so that
+    views of them stay valid.
 
     Attributes:
         model: CPU model; the same on both sides.
         entry: address at which the first instruction is after reset.
-        tag_mode: the machine keeps memory tags; without it registers have none either.
+        tags: the machine keeps memory tags; without it registers have none either. The tags are `reg_tags`.
     """
-
-    isa: int
-    idr: int
-    rf_form: int
-    ip: int
-    nip: int
-    psr: int
-    upsr: int
-    core_mode: int
-    preds: int
-    wd: int
-    br: int
-    bgr: int
-    cwd: int
-    pshtp: int
-    pcshtp: int
-    psp_lo: int
-    psp_hi: int
-    pcsp_lo: int
-    pcsp_hi: int
-    usd_lo: int
-    usd_hi: int
-    sbr: int
-    cutd: int
-    cuir: int
-    tsd: int
-    tr: int
-    eir: int
-    osem: int
-    osr0: int
-    lsr: int
-    ilcr: int
 
     def __init__(self, index: int, model: CpuModel, entry: int, tags: bool = False) -> None:
         """A CPU in its reset state."""
         self.model = model
         self.entry = entry
-        self.tag_mode = tags
-        self.regs_lo: Words = np.zeros(regfile.REGISTERS, np.uint64)
-        self.cud: Words = np.zeros(2, np.uint64)
-        self.gd: Words = np.zeros(2, np.uint64)
-        self.oscud: Words = np.zeros(2, np.uint64)
-        self.osgd: Words = np.zeros(2, np.uint64)
-        self.ctpr: Words = np.zeros(3, np.uint64)
+        self.tags = tags
         super().__init__(index)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def reset(self) -> None:
         """Values after power-on."""
         super().reset()
-        for group in _GROUPS:
+        for _, group in GROUPS:
             group.reset(self)
-
-    def require(self, condition: bool, text: str) -> None:
-        """Refuse the load unless `condition` holds."""
-        if not condition:
-            raise ValueError(f"cpu {self.index}: {text}")
-
-    def check(self, _version: int) -> None:
-        """post_load: every group's checks."""
-        for group in _GROUPS:
-            group.check(self)
 
     def guest_registers(self) -> list[int]:
         """The 16 registers in which the model guest keeps its state."""
@@ -104,8 +108,25 @@ class Cpu(CpuCommon):
         self.regs_lo[:GUEST_REGISTERS] = np.array(values, np.uint64)
 
 
+def pre_save(cpu: Any) -> object:
+    """Registers up to date, and nothing in them that this CPU does not have."""
+    result = hooks.before_save(cpu)
+    for group in (regfile, tags, clocks, aau, debug):
+        group.settle(cpu)
+    return result
+
+
+def post_load(cpu: Any, version: int) -> object:
+    """The checks of the main body; each subsection has its own."""
+    for group in (control, regfile, stacks, descriptors, loops):
+        group.check(cpu)
+    return hooks.after_load(cpu, version)
+
+
 CPU = VMStateDescription(
     "cpu",
-    fields=[field for group in _GROUPS for field in group.FIELDS],
-    post_load=Cpu.check,
+    fields=[*(field for group in _MAIN for field in group.FIELDS), *loops.LOOP64_ABSENT],
+    subsections=[part.description for part in _PARTS],
+    pre_save=pre_save,
+    post_load=post_load,
 )
