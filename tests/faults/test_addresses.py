@@ -8,7 +8,7 @@ import pytest
 from qmig_e2k import MigrationError
 from qmig_e2k.migration.stream import Saving
 from qmig_e2k.testing import Proxy, pair
-from support import wait_until
+from support import PAGE, wait_until
 
 SIZE = 4 << 20  # more than a pipe holds
 
@@ -113,6 +113,17 @@ def test_nowhere_to_come_from(sides, places, uri, kind, cause):
     assert destination.vm.run_state == "inmigrate"
     assert answer(destination.vm) == {"status": "failed", "error-desc": str(caught.value)}
     assert_moves(source, destination)
+
+
+def test_a_command_that_dies_early_is_noticed_in_time():
+    """A machine that fits into a pipe has been written before anybody has read it."""
+    with pair(size=16 * PAGE) as (source, destination):
+        source.vm.start()
+        with pytest.raises(MigrationError, match="status 3 before it had read everything") as caught:
+            source.vm.migrate("exec:head -c 100 >/dev/null; exit 3").wait(20)
+        assert caught.value.kind == "closed"
+        assert source.vm.run_state == "running"
+        assert_moves(source, destination)
 
 
 def test_a_command_that_fails_after_the_end(sides):

@@ -77,34 +77,37 @@ impl Command {
     ///
     /// One that has not ended at `deadline` has all it needs and is left to itself: ending it could only do harm.
     pub(super) fn succeeded(&mut self, cancel: &Cancel, closed: bool, deadline: Option<Instant>) -> Result<()> {
-        let status = self.status(cancel, deadline)?;
+        let Some(status) = self.status(cancel, deadline)? else {
+            self.closer = None;
+            self.left_alone = true;
+            return Err(self.uri.error(ErrorKind::Timeout, "the command has read everything and does not end"));
+        };
         if status.success() || closed && (status.signal() == Some(SIGPIPE) || status.code() == Some(128 + SIGPIPE)) {
             return Ok(());
         }
         Err(self.uri.error(ErrorKind::Io, format!("the command {}", ending(status))))
     }
 
-    /// The error for a command that closed its input while we still write.
+    /// The error for a command that closed its input while we still write. Most have ended with that; one that goes on is not waited for.
     pub(super) fn gone_early(&mut self, cancel: &Cancel) -> Error {
-        match self.status(cancel, None) {
-            Ok(status) => self.uri.error(ErrorKind::Closed, format!("the command {} before it had read everything", ending(status))),
-            Err(e) => e,
-        }
+        let ending = match self.status(cancel, Some(Instant::now() + GRACE)) {
+            Ok(Some(status)) => ending(status),
+            Ok(None) => "closed its input".into(),
+            Err(e) => return e,
+        };
+        self.uri.error(ErrorKind::Closed, format!("the command {ending} before it had read everything"))
     }
 
-    fn status(&mut self, cancel: &Cancel, deadline: Option<Instant>) -> Result<ExitStatus> {
+    /// How it ended; none if it has not by the deadline.
+    fn status(&mut self, cancel: &Cancel, deadline: Option<Instant>) -> Result<Option<ExitStatus>> {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         match cancel.poll(self.ended.as_fd(), PollFlags::IN, left) {
             Wake::Ready => {}
             Wake::Cancelled => return Err(self.uri.error(ErrorKind::Cancelled, "cancelled")),
-            Wake::Timeout => {
-                self.closer = None;
-                self.left_alone = true;
-                return Err(self.uri.error(ErrorKind::Timeout, "the command has read everything and does not end"));
-            }
+            Wake::Timeout => return Ok(None),
         }
         match lock(&self.child).wait() {
-            Ok(status) => Ok(status),
+            Ok(status) => Ok(Some(status)),
             Err(e) => {
                 Err(self.uri.error(ErrorKind::Io, format!("the command's status is lost ({e}); do not ignore SIGCHLD in this process")))
             }

@@ -19,6 +19,9 @@ use crate::sys::io::{self, IoVec};
 use crate::wire::ByteSource;
 use crate::{Error, ErrorKind, Result};
 
+/// How soon a pipe that had bytes in it is looked at again; up to 16 times that later on.
+const DRAIN_PAUSE: Duration = Duration::from_millis(1);
+
 /// How a descriptor waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -238,6 +241,33 @@ impl WriteHalf {
             Kind::Socket => io::socket_unsent(link.fd.as_fd()).unwrap_or(0),
             Kind::Pipe => rustix::io::ioctl_fionread(&*link.fd).unwrap_or(0),
             Kind::File => 0,
+        }
+    }
+
+    /// Waits until the reader of a pipe has taken everything that was written: before that its being there says nothing. Fails if it
+    /// has gone, or does not get on by `deadline`. Anything but a pipe is not waited for.
+    pub fn drained(&mut self, deadline: Instant) -> Result<()> {
+        let Some(link) = &self.link else { return Ok(()) };
+        if link.kind != Kind::Pipe || rustix::pipe::fcntl_getpipe_size(&*link.fd).is_err() {
+            return Ok(());
+        }
+        let mut pause = Duration::ZERO;
+        loop {
+            // No event tells of an empty pipe; only a reader that has gone makes it ready.
+            match link.cancel.poll(link.fd.as_fd(), PollFlags::empty(), Some(pause)) {
+                Wake::Cancelled => return Err(link.cancelled()),
+                Wake::Ready => {
+                    return Err(match &mut self.command {
+                        Some(command) => command.gone_early(&link.cancel),
+                        None => link.failed("writing", Errno::PIPE),
+                    });
+                }
+                Wake::Timeout if self.pending_unsent() == 0 => return Ok(()),
+                Wake::Timeout if Instant::now() >= deadline => {
+                    return Err(link.uri.error(ErrorKind::Timeout, "the peer does not read"));
+                }
+                Wake::Timeout => pause = (2 * pause).clamp(DRAIN_PAUSE, 16 * DRAIN_PAUSE),
+            }
         }
     }
 

@@ -60,6 +60,12 @@ impl Stream {
         self.batch.flush(&self.blocks, &mut self.writer)
     }
 
+    /// Flush, and wait until the reader of a pipe has taken everything.
+    pub fn drain(&mut self, deadline: Instant) -> Result<()> {
+        self.flush()?;
+        self.writer.drained(deadline)
+    }
+
     /// From here on a write that has to wait longer fails.
     pub fn set_deadline(&mut self, deadline: Instant) {
         self.writer.set_deadline(deadline);

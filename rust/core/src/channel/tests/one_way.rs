@@ -69,6 +69,44 @@ fn a_command_that_stops_reading_says_how_it_ended() {
 }
 
 #[test]
+fn a_command_that_died_before_it_had_read_everything_is_noticed() {
+    let late = Instant::now() + SOON;
+    let mut half = writer("exec:exit 5");
+    let _ = half.write_all(b"few"); // the pipe takes it as long as the command lives
+    refused(half.drained(late), ErrorKind::Closed, "exec:exit 5", "status 5 before it had read everything");
+    let mut half = writer("exec:exec <&-; exec sleep 1000");
+    let _ = half.write_all(b"few");
+    refused(half.drained(late), ErrorKind::Closed, "exec:exec", "the command closed its input before");
+    let mut half = writer("exec:cat >/dev/null");
+    half.write_all(b"few").unwrap();
+    half.drained(late).unwrap();
+    half.finish().unwrap();
+}
+
+#[test]
+fn a_pipe_is_drained_by_its_reader_or_not_at_all() {
+    let cancel = cancel();
+    let (reader, end) = pipe();
+    let mut half = connect(&uri("fd:p"), Some(end), &cancel).unwrap().writer.unwrap();
+    half.drained(Instant::now()).unwrap();
+    half.write_all(b"few").unwrap();
+    refused(half.drained(Instant::now()), ErrorKind::Timeout, "fd:p", "does not read");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| half.drained(Instant::now() + SOON));
+        assert_eq!(rustix::io::read(&reader, &mut [0; 8]).unwrap(), 3);
+        waiting.join().unwrap().unwrap();
+    });
+    half.write_all(b"few").unwrap();
+    drop(reader);
+    refused(half.drained(Instant::now() + SOON), ErrorKind::Closed, "fd:p", "Broken pipe");
+    let (_reader, end) = pipe();
+    let mut half = connect(&uri("fd:p"), Some(end), &cancel).unwrap().writer.unwrap();
+    half.write_all(b"few").unwrap();
+    cancel.set();
+    refused(half.drained(Instant::now() + SOON), ErrorKind::Cancelled, "fd:p", "cancelled");
+}
+
+#[test]
 fn what_a_command_says_after_the_stream_does_not_matter() {
     let mut half = reader("exec:exec yes");
     assert!(half.read(&mut [0; 100]).unwrap() > 0);
