@@ -17,6 +17,7 @@ from qmig_e2k._core import Block
 from qmig_e2k.e2k.machines import FIRMWARE_BASE, bare
 from qmig_e2k.e2k.models import MAX_CPUS
 from qmig_e2k.errors import migration_error
+from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
 from qmig_e2k.migration.incoming import incoming
 from qmig_e2k.migration.lifetime import close_with_program
 from qmig_e2k.migration.machine import Machine, MappedRam
@@ -42,6 +43,7 @@ __all__ = ["Vm"]
 
 _LOW_RAM = 1 << 31
 _HIGH_RAM = 0x4_0000_0000
+_ADDRESS_LIMIT = 1 << 63
 
 
 class Vm:
@@ -64,7 +66,7 @@ class Vm:
         running: the emulator is running already.
 
     Raises:
-        MigrationError: `invalid-argument` for an unknown machine type or number of vCPUs.
+        MigrationError: `invalid-argument` for an unknown machine type, number of vCPUs or format.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Vm:
             emulator=emulator,
             label=name,
             uuid=uuid,
-            settings=settings or Settings(profile=Profile(format=format)),
+            settings=settings or Settings(profile=_profile(format)),
             running=running,
         )
         hardware.register(self.machine.registry, self.machine.clock, self.machine.global_state)
@@ -117,14 +119,19 @@ class Vm:
                 usual names, else none.
 
         Raises:
-            MigrationError: `bad-block`, `no-dirty-log`, `no-memory`, `invalid-argument` for a name that is taken, or
-                `invalid-state` while a migration is under way, which would leave it behind.
+            MigrationError: `bad-block`, `no-dirty-log`, `no-memory`, `invalid-argument` for a name that is taken or a
+                number that no block can have, or `invalid-state` while a migration is under way, which would leave it
+                behind.
         """
         if (size is None) == (buffer is None):
             raise TypeError("add_ram needs either size or buffer")
         self.machine.refuse_change(f"RAM block {name!r} cannot be added")
         if any(block.name == name for block in self.machine.blocks):
             raise migration_error("invalid-argument", f"there is a RAM block {name!r} already")
+        for word, value in (("size", size), ("max_size", max_size), ("address", address)):
+            if value is not None and not 0 <= value < _ADDRESS_LIMIT:
+                message = f"RAM block {name!r}: {word} {value} is impossible; it must be at least 0 and below 2^63"
+                raise migration_error("invalid-argument", message)
         if size is not None:
             block = Block(name, size, max_size=max_size)
         elif isinstance(buffer, Block):
@@ -269,6 +276,8 @@ class Vm:
         """
         close_with_program(self.machine)
         if uri == "defer":
+            with closed_on_error(fd):
+                refuse_unwanted(uri, fd)
             self.machine.expect_incoming()
             return None
         return incoming(self.machine, uri, fd)
@@ -325,6 +334,13 @@ class Vm:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _profile(format: Format) -> Profile:  # noqa: A002
+    try:
+        return Profile(format=format)
+    except ValueError as error:
+        raise migration_error("invalid-argument", str(error)) from None
 
 
 def _mapped(block: Block, address: int | None) -> list[MappedRam]:

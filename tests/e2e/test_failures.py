@@ -409,6 +409,10 @@ def test_a_descriptor_that_was_handed_over_is_closed_when_refused():
         source.vm.start()
         number = source.vm.add_blocker("no")
         for refused in (
+            lambda fd: source.vm.migrate("tcp:127.0.0.1:1", fd=fd),
+            lambda fd: source.vm.migrate("file:/dev/null", fd=fd),
+            lambda fd: destination.vm.incoming("defer", fd=fd),
+            lambda fd: destination.vm.incoming("tcp:127.0.0.1:0", fd=fd),
             lambda fd: source.vm.migrate("fd:x", fd=fd),
             lambda fd: source.vm.incoming("fd:x", fd=fd),
             lambda fd: destination.vm.incoming("teleport:x", fd=fd),

@@ -188,6 +188,20 @@ def test_refusals_of_what_is_not_built(vm):
         Vm("e2k", cpus=9)
 
 
+def test_arguments_that_are_impossible(vm):
+    for mistake, text in (
+        (lambda: Vm(format="3"), "2.9, 7.2, 10.0"),
+        (lambda: vm.add_ram("x", size=-1), "size -1"),
+        (lambda: vm.add_ram("x", size=1 << 70), "below 2^63"),
+        (lambda: vm.add_ram("x", size=4096, max_size=-4096), "max_size -4096"),
+        (lambda: vm.add_ram("x", size=4096, address=-1), "address -1"),
+    ):
+        with pytest.raises(MigrationError) as caught:
+            mistake()
+        assert caught.value.kind == "invalid-argument"
+        assert text in str(caught.value)
+
+
 def test_the_clock_stands_still_if_the_emulator_does_not_start(vm, emulator):
     emulator.failing = "start"
     with pytest.raises(MigrationError, match="no start"):

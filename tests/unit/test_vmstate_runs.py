@@ -174,6 +174,17 @@ def test_what_is_joined() -> None:
     assert len(twice.steps) == 2, "the second one sees what the first one did"
 
 
+def test_a_field_of_its_own_is_not_joined() -> None:
+    class Odd(type(uint8("x"))):  # type: ignore[misc]
+        def load(self, loader: Any, obj: Any) -> None:
+            obj["odd"] = loader.reader.u8() ^ 0xFF
+
+    odd = VMStateDescription("dev", fields=[uint8("a"), Odd("odd", uint8), uint8("b")])
+    obj = {"a": 0, "odd": 0, "b": 0}
+    assert loaded(odd, obj, b"\1\2\3")[0] == 1003
+    assert obj == {"a": 1, "odd": 0xFD, "b": 3}
+
+
 @pytest.mark.parametrize("make", [*MAKERS, read_only])
 @pytest.mark.parametrize("format", ["2.9", "7.2", "10.0"])
 def test_the_same_bytes_and_description(make: Callable[..., Any], format: Any) -> None:  # noqa: A002

@@ -4,9 +4,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from qmig_e2k._core import check_uri
 from qmig_e2k.errors import migration_error
 
-__all__ = ["closed_on_error", "inherited"]
+__all__ = ["closed_on_error", "inherited", "refuse_unwanted"]
 
 
 @contextmanager
@@ -18,6 +19,14 @@ def closed_on_error(fd: int | None) -> Iterator[None]:
         if fd is not None:
             os.close(fd)
         raise
+
+
+def refuse_unwanted(uri: str, fd: int | None) -> None:
+    """Raises MigrationError (`invalid-argument`, `bad-uri`) if a descriptor comes with a URI that takes none."""
+    if fd is not None and not uri.startswith("fd:"):
+        if uri != "defer":
+            check_uri(uri)
+        raise migration_error("invalid-argument", f"{uri} takes no descriptor: use fd:NAME with fd=, or leave fd= out")
 
 
 def inherited(uri: str) -> int | None:

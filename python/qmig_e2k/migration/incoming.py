@@ -13,7 +13,7 @@ import time
 
 from qmig_e2k._core import Incoming, MigrationError, SectionEvent
 from qmig_e2k.errors import as_migration_error, migration_error, stream_error
-from qmig_e2k.migration.descriptors import closed_on_error, inherited
+from qmig_e2k.migration.descriptors import closed_on_error, inherited, refuse_unwanted
 from qmig_e2k.migration.handle import Arrival
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.stream import Loading
@@ -43,6 +43,7 @@ def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
     if fd is None:
         fd = inherited(uri)
     with closed_on_error(fd):
+        refuse_unwanted(uri, fd)
         machine.expect_incoming()
         source = Incoming(
             control,

@@ -12,7 +12,7 @@ import time
 from qmig_e2k._core import MigrationError, Outgoing, check_uri
 from qmig_e2k.errors import as_migration_error, migration_error
 from qmig_e2k.migration.blockers import RUNNING
-from qmig_e2k.migration.descriptors import closed_on_error
+from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
 from qmig_e2k.migration.handle import Migration
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.stream import Saving
@@ -38,10 +38,11 @@ def migrate(machine: Machine, uri: str, fd: int | None = None) -> Migration:
         fd: the descriptor for an `fd:` URI, owned from here on, also on error.
 
     Raises:
-        MigrationError: `invalid-state`, `blocked` before anything was tried; `bad-uri`; for all but sockets also what
-            opening the channel failed with.
+        MigrationError: `invalid-argument`, `invalid-state`, `blocked` before anything was tried; `bad-uri`; for all but
+            sockets also what opening the channel failed with.
     """
     with closed_on_error(fd), machine.settings_lock:
+        refuse_unwanted(uri, fd)
         _admit(machine)
         machine.control.begin_outgoing()
         try:

@@ -69,7 +69,7 @@ class _Member(VMStateField):
         raise NotImplementedError
 
 
-def array_entry(label: str, kind: str, size: int, count: int) -> list[JsonObject]:
+def array_entry(label: str, kind: str, size: int, count: int) -> list[dict[str, Any]]:
     """The one JSON entry of `count` elements that all look alike; none if there are none (spec/stream.md 2.6.1)."""
     head: dict[str, Any] = {"name": label}
     if count > 1:
@@ -82,7 +82,7 @@ def array_entries(
 ) -> list[JsonObject]:
     """JSON entries of `count` elements, in one if that may be."""
     if compressible or count == 1:
-        return array_entry(label, kind, size, count)
+        return [*array_entry(label, kind, size, count)]
     # 10.0 counts from the current element on, so its last one has no index
     alone = count - 1 if saver.format == "10.0" else count
     return [

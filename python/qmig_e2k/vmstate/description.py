@@ -47,6 +47,11 @@ class VMStateField(ABC):
     __slots__ = ("_owners", "attribute", "exists", "must_exist", "name", "version")
     type_name: str = "unknown"
 
+    def __init_subclass__(cls) -> None:
+        # a kind of field that moves its bytes in a way of its own is not joined with its neighbours
+        if {"save", "load"} & vars(cls).keys() and "shape" not in vars(cls):
+            cls.shape = VMStateField.shape  # type: ignore[method-assign]
+
     def __init__(
         self,
         name: str,
@@ -90,7 +95,10 @@ class VMStateField(ABC):
         return self.exists(obj, version) if self.exists is not None else self.version <= version
 
     def shape(self, label: str) -> Shape | None:  # noqa: ARG002 - for those that have one
-        """How the field looks, named `label`, if it always takes the same bytes; None: that varies."""
+        """How the field looks, named `label`, if it always takes the same bytes and has no test; None: that varies.
+
+        A class that overrides `save` or `load` has none unless it says so anew.
+        """
         return None
 
     @property

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from qmig_e2k.errors import StreamError
-from qmig_e2k.vmstate.json import ConstantList
+from qmig_e2k.vmstate.json import ConstantList, ConstantObject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from qmig_e2k.vmstate.description import VMStateField
     from qmig_e2k.vmstate.engine import Loader, Saver
-from qmig_e2k.vmstate.json import JsonObject
 
 Row: TypeAlias = "tuple[VMStateField, str]"
 """A field and its name in the JSON description."""
@@ -49,7 +48,7 @@ class Shape:
 
     code: str
     size: int
-    entries: Sequence[JsonObject]
+    entries: Sequence[dict[str, Any]]
     array: tuple[np.dtype[Any], np.dtype[Any], int] | None = None
     accept: Callable[[Any, Any], Any] | None = None
 
@@ -78,7 +77,7 @@ class Run:
     def __init__(self, members: Sequence[tuple[Row, Shape]]) -> None:
         """A run of `members`, at least one."""
         self.rows = tuple(row for row, _ in members)
-        self.entries = ConstantList(entry for _, shape in members for entry in shape.entries)
+        self.entries = ConstantList(ConstantObject(entry) for _, shape in members for entry in shape.entries)
         self._sizes = [shape.size for _, shape in members]
         self._struct = struct.Struct(">" + "".join(shape.code for _, shape in members))
         kept = [(field.attribute, shape) for (field, _), shape in members if shape.code[-1] != "x"]

@@ -14,7 +14,7 @@ from qmig_e2k.vmstate.kinds import ScalarField
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmig_e2k.vmstate.description import JsonObject
+    from qmig_e2k.vmstate import JsonObject
     from qmig_e2k.vmstate.engine import Loader, Saver
 
 NEWEST_ISA = 7
