@@ -47,7 +47,7 @@ def test_types_and_blocks() -> None:
     assert full.blocks == [BlockSpec("e2k.ram", 64 * MIB), BlockSpec("e2k.firmware", 16 * MIB)]
     kernel = build("e2k", 64 * MIB, kernel_size=5000, entry=0x40_0000, tags=True)
     assert kernel.blocks[1:] == [BlockSpec("e2k.kernel", 8192), BlockSpec("e2k.ram-tags", 4 * MIB)]
-    assert [c.ip for c in kernel.cpus if isinstance(c, Cpu)] == [0x40_0000]
+    assert [(c.ip, c.tags) for c in kernel.cpus if isinstance(c, Cpu)] == [(0x40_0000, True)]
     public = build("e2k-qemu", 32 * MIB)
     assert (public.wire_name, public.guest_state()) == ("e2k", [])
     public.set_guest_state([[1] * 16])

@@ -157,7 +157,7 @@ def build(
         return _build_qemu(blocks, count, chosen)
     identity = Identity(chosen, count, ram_size, kernel=kernel_size is not None, tags=tags)
     start = entry if entry is not None else FIRMWARE_BASE if kernel_size is None else 0
-    full = [Cpu(index, chosen, start) for index in range(count)]
+    full = [Cpu(index, chosen, start, tags) for index in range(count)]
     return Machine(name, name, blocks, full_devices(full, identity, options), list(full), chosen)
 
 
