@@ -1,4 +1,4 @@
-"""Golden vectors of the interrupt controllers, SIC and IOMMU (spec/e2k-machine.md 7: 2, 12, 13, 29, 30).
+"""Golden vectors of the devices (spec/e2k-machine.md 7: 2, 12, 13, 29 to 34).
 
     python tests/device_vectors.py      # writes tests/streams/e2k/device-NN-*.bin anew
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from devices import State, pack, subsection
+from qmig_e2k.e2k import devices as e2k
 from qmig_e2k.e2k.devices import APIC, CEPIC, IOEPIC, IOMMU, SIC, Apic, Cepic, Ioepic, Iommu, Sic
 from qmig_e2k.e2k.models import MODELS
 from support import STREAMS
@@ -95,6 +96,75 @@ def _ioepic_pins() -> State:
     }
 
 
+def pci_config(device: int, head: str, changes: State | None = None, *, pin: int = 0) -> list[int]:
+    """Configuration space of one of MCST's functions; `head`: revision, class code and header type in hex."""
+    revision, programming, sub, base, header = bytes.fromhex(head)
+    made = {0: 0xFF, 1: 0x1F, 2: device & 0xFF, 3: device >> 8, 8: revision, 9: programming, 10: sub, 11: base}
+    made |= {14: header, 61: pin} | (changes or {})
+    return [made.get(at, 0) for at in range(256)]
+
+
+def _channel(**values: Any) -> State:
+    """One serial channel: after reset, but for `values`; single registers by their number."""
+    wregs = {4: 0x04, 9: 0xC0, 11: 0x08, 14: 0x30, 15: 0xF8} | values.pop("wregs", {})
+    rregs = {0: 0x44, 1: 0x07} | values.pop("rregs", {})
+    zero = dict.fromkeys("vmstate_dummy reg rxint txint rxint_under_svc txint_under_svc rx tx".split(), 0)
+    registers = {name: [held.get(at, 0) for at in range(16)] for name, held in (("wregs", wregs), ("rregs", rregs))}
+    return zero | registers | values
+
+
+def _served(enabled: int) -> State:
+    """Both channels have received a byte, channel B's interrupts are being served; `enabled`: the master bit."""
+    master = {9: 0xC0 | enabled}
+    first = _channel(reg=1, rxint=1, rxint_under_svc=1, txint_under_svc=1, rx=0x41, wregs=master, rregs={0: 0x45})
+    second = _channel(reg=15, txint=1, rx=0x42, tx=0x43, wregs=master | {12: 0x0A, 13: 0x01}, rregs={0: 0x45, 3: 0x3F})
+    return {"chn": [first, second]}
+
+
+_NOW = 5_000_000_000
+"""Virtual time of the save, ns."""
+_HALF_WAY = {
+    "counter_limit": 10_000 << 9,
+    "counter_start": 1 << 9,
+    "counter": 1 << 31 | 5_000 << 9,
+    "counter_control": 5,
+    "counter_base_ns": _NOW,
+    "counter_timer": _NOW + 5_000 * 100,
+    "power_counter": 0x1_2345_6789,
+    "reset_counter": 0x2_3456_789A,
+    "latch_power_h": 1,
+    "latch_reset_h": 2,
+    "irq_level": 2,
+}
+_ONE_TICK_LEFT = {
+    "wd_counter": 0x2FB1,
+    "wd_prescaler": 0x1000,
+    "wd_limit": 0x2FB2,
+    "wd_control": 2,
+    "wd_base_ns": _NOW,
+    "wd_timer": _NOW + 0x1000 * 100,
+}
+_SECOND = 1_000_000_000
+_ALARM = {
+    # 2024-02-29 23:59:58, a Thursday; alarm at 23:59:59; 8 Hz; alarm and periodic interrupt enabled, 24 hours, BCD
+    "cmos_data": [
+        *(0x58, 0x59, 0x59, 0x59, 0x23, 0x23, 0x05, 0x29, 0x02, 0x24, 0x2D, 0x62, 0x40, 0x80),
+        *([0] * 36),
+        0x20,
+        *([0] * 77),
+    ],
+    "cmos_index": 0x0C,
+    "periodic_timer": _NOW + 125_000_000,
+    "next_periodic_time": _NOW + 125_000_000,
+    "irq_coalesced": 3,
+    "period": 4096,
+    "base_rtc": 1_709_251_198,
+    "last_update": _NOW,
+    "offset": -7,
+    "update_timer": _NOW + _SECOND,
+    "next_alarm_time": _NOW + _SECOND,
+}
+
 VECTORS = [
     *(
         Vector(
@@ -157,6 +227,43 @@ VECTORS = [
         {"e2k-iommu/mon": {"mcr": 0x101, "mid": 0x2A, "mar": [0x1_0000_0001, (1 << 64) - 1]}},
     ),
     Vector("30-ioepic", IOEPIC, Ioepic, _ioepic_pins(), {}),
+    Vector("31-pcibus", e2k.PCI_BUS, lambda: e2k.PciBus(4), {"irq_count": [0, 0, 1, 0]}, {"nirq": 4}),
+    Vector(
+        "31-iohub-pcibridge",
+        e2k.IOHUB_PCIBRIDGE,
+        e2k.PciBridge,
+        {"config": pci_config(0x8000, "1000040681", {0x04: 0x07, 0x18: 0, 0x19: 1, 0x1A: 3})},
+        {"version_id": 2},
+    ),
+    Vector(
+        "31-escc-pci",
+        e2k.ESCC_PCI,
+        e2k.EsccPci,
+        {
+            # memory on, interrupt pending, window 1 at 0x8000_1000
+            "config": pci_config(0x8019, "0102000780", {0x04: 2, 0x06: 8, 0x15: 0x10, 0x17: 0x80}, pin=1),
+            "irq_state": [1, 0, 0, 0],
+        },
+        {"version_id": 2},
+    ),
+    Vector("32-escc-master-off", e2k.ESCC, e2k.Escc, _served(0), {}),
+    Vector("32-escc-master-on", e2k.ESCC, e2k.Escc, _served(8), {}),
+    Vector(
+        "33-lt",
+        e2k.LT,
+        e2k.Lt,
+        _HALF_WAY | {name: _ONE_TICK_LEFT[name] for name in ("wd_counter", "wd_control", "wd_base_ns", "wd_timer")},
+        {},
+        {"e2k-lt/wd": _ONE_TICK_LEFT},
+    ),
+    Vector(
+        "34-rtc",
+        e2k.RTC,
+        e2k.Rtc,
+        _ALARM | {"irq_reinject_on_ack_count": 2},
+        {},
+        {"mc146818rtc/irq_reinject_on_ack_count": {"irq_reinject_on_ack_count": 2}},
+    ),
 ]
 
 

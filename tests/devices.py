@@ -1,7 +1,7 @@
 """What tests of single devices share: saving and loading one description, its state as plain numbers, refusals.
 
-LAYOUTS is the specification's own table of each device (spec/e2k-machine.md 3.1 to 3.6), written down apart from the
-descriptions: `pack` makes the bytes of a payload from it, so the two can be compared.
+LAYOUTS and HUB_LAYOUTS are the specification's own tables of the devices (spec/e2k-machine.md 3.1 to 3.6, 3.7 to 3.10),
+written down apart from the descriptions: `pack` makes the bytes of a payload from them, so the two can be compared.
 """
 
 from __future__ import annotations
@@ -59,16 +59,44 @@ LAYOUTS = {
     "e2k-iommu/embedded": "unit:70Q",
 }
 
+HUB_LAYOUTS = {
+    "PCIHost": "config_reg:I",
+    "PCIBUS": "nirq:i irq_count:4i",
+    "PCIDevice": "version_id:i config:256B irq_state:4I",
+    "iohub": "parent:@PCIDevice",
+    "iohub-pcibridge": "parent:@PCIDevice",
+    "escc-pci": "parent:@PCIDevice",
+    "escc_chn": """vmstate_dummy:I reg:I rxint:I txint:I rxint_under_svc:I txint_under_svc:I rx:B tx:B wregs:16B
+        rregs:16B""",
+    "escc": "chn:2@escc_chn",
+    "lmscon": "tx:B",
+    "e2k-lt": """counter_limit:I counter_start:I counter:I counter_control:I counter_base_ns:q counter_timer:q
+        power_counter:Q reset_counter:Q latch_power_h:I latch_reset_h:I irq_level:I""",
+    "e2k-lt/wd": "wd_counter:I wd_prescaler:I wd_limit:I wd_control:I wd_base_ns:q wd_timer:q",
+    "e2k-spmc": """parent:@PCIDevice pm1_sts:I pm_tmr_offset:q g_state:I s_state:I atnsus:I purst:I overflow_timer:q
+        sci_state:I""",
+    "e2k-i2c-spi": "parent:@PCIDevice ctrl:16I data:64B",
+    "e2k-gpio": "parent:@PCIDevice regs:8I inputs:I",
+    "mc146818rtc": """cmos_data:128B cmos_index:B unused:28B periodic_timer:q next_periodic_time:q unused:24B
+        irq_coalesced:I period:I base_rtc:Q last_update:Q offset:q update_timer:q next_alarm_time:Q""",
+    "mc146818rtc/irq_reinject_on_ack_count": "irq_reinject_on_ack_count:H",
+}
+"""`@NAME`: the fields of another table, held by the same object; `2@NAME`: by two objects in a list."""
+
 
 def layout(name: str) -> list[tuple[str, str]]:
     """Name and `struct` code of each field."""
-    return [(field, code) for field, code in (row.split(":") for row in LAYOUTS[name].split())]
+    return [(field, code) for field, code in (row.split(":") for row in (LAYOUTS | HUB_LAYOUTS)[name].split())]
 
 
 def pack(name: str, values: Mapping[str, Any]) -> bytes:
     """The payload of a description without its subsections; what is not in `values` is zero, one number is for all."""
     out = b""
     for field, code in layout(name):
+        number, nested, inner = code.partition("@")
+        if nested:
+            out += b"".join(pack(inner, held) for held in (values[field] if number else [values]))
+            continue
         count, value = int(code[:-1] or 1), values.get(field, 0)
         out += struct.pack(f">{count}{code[-1]}", *([value] * count if isinstance(value, int) else value))
     return out
@@ -112,13 +140,20 @@ def told(error: StreamError) -> tuple[str, str, str]:
 
 
 def rows(description: VMStateDescription) -> list[Any]:
-    """All fields with a value, those of subsections too."""
-    own = [row for row in description.fields if row.type_name != "unused_buffer"]
+    """All fields with a value, those of subsections and of the common part of PCI devices too."""
+    own = []
+    for row in description.fields:
+        if getattr(row, "vmsd", None) is not None and not row.attribute:
+            own += rows(row.vmsd)  # type: ignore[attr-defined]
+        elif row.type_name != "unused_buffer":
+            own.append(row)
     return own + [row for sub in description.subsections for row in rows(sub)]
 
 
 def plain(value: Any) -> Any:
-    """A number, or a list of numbers."""
+    """A number, or a list of numbers, or a list of states."""
+    if isinstance(value, list) and value and hasattr(value[0], "__dict__"):
+        return [{name: plain(held) for name, held in vars(element).items()} for element in value]
     return value if isinstance(value, int) else list(map(int, value))
 
 
@@ -132,6 +167,9 @@ def put(obj: Any, attribute: str, value: Any) -> None:
     have = getattr(obj, attribute)
     if isinstance(have, int):
         setattr(obj, attribute, value)
+    elif isinstance(have, list) and isinstance(value, list) and isinstance(value[0], dict):
+        for element, values in zip(have, value, strict=True):
+            change(element, values)
     elif isinstance(value, dict):
         for index, element in value.items():
             have[index] = element

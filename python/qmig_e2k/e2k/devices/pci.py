@@ -240,6 +240,9 @@ class _IrqStateField(ArrayField):
     def __init__(self) -> None:
         super().__init__("irq_state", uint32, Count(PINS))
 
+    def shape(self, label: str) -> None:
+        """It has a way of its own to be loaded."""
+
     def save(self, saver: Saver, obj: Any, label: str, out: list[JsonObject] | None) -> None:
         super().save(saver, obj, label, None)
         if out is not None:
