@@ -14,6 +14,7 @@ import pytest
 
 from qmig_e2k import vmstate
 from qmig_e2k._core import Reader, Writer
+from qmig_e2k.e2k.cpu.parts import Preset
 from qmig_e2k.e2k.hooks import CheckError
 from qmig_e2k.errors import StreamError
 
@@ -139,15 +140,20 @@ def told(error: StreamError) -> tuple[str, str, str]:
     return cause.code, error.message, error.path
 
 
-def rows(description: VMStateDescription) -> list[Any]:
-    """All fields with a value, those of subsections and of the common part of PCI devices too."""
-    own = []
+def own_rows(description: VMStateDescription) -> list[Any]:
+    """The fields of the main body that have bytes and a value, those of the common part of PCI devices too."""
+    own: list[Any] = []
     for row in description.fields:
         if getattr(row, "vmsd", None) is not None and not row.attribute:
             own += rows(row.vmsd)  # type: ignore[attr-defined]
-        elif row.type_name != "unused_buffer":
+        elif not isinstance(row, Preset) and row.type_name != "unused_buffer":
             own.append(row)
-    return own + [row for sub in description.subsections for row in rows(sub)]
+    return own
+
+
+def rows(description: VMStateDescription) -> list[Any]:
+    """All fields with a value, those of subsections too."""
+    return own_rows(description) + [row for sub in description.subsections for row in rows(sub)]
 
 
 def plain(value: Any) -> Any:

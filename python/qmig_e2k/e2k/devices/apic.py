@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qmig_e2k.e2k.cpu.parts import Preset
 from qmig_e2k.e2k.devices.controllers import HARD, NMI, first_with, highest, request
 from qmig_e2k.e2k.hooks import CheckError, after_load, before_save, require
 from qmig_e2k.e2k.registers import Group, word, words
@@ -134,11 +135,6 @@ class Apic:
             group.reset(self)
 
 
-def forget(apic: Apic) -> None:
-    """pre_load: a stream without `apic_sipi` means that the CPU does not wait, on secondary CPUs too."""
-    apic.wait_for_sipi = 0
-
-
 def interrupt_pending(apic: Apic) -> bool:
     """Whether the APIC asserts the CPU's maskable interrupt (HARD).
 
@@ -176,9 +172,9 @@ APIC = VMStateDescription(
     "apic",
     version_id=3,
     minimum_version_id=3,
-    fields=BODY.FIELDS,
+    # a stream without `apic_sipi` means that the CPU does not wait, on secondary CPUs too
+    fields=[*BODY.FIELDS, Preset("wait_for_sipi", lambda _: 0)],
     pre_save=before_save,
-    pre_load=forget,
     post_load=loaded,
     subsections=[
         VMStateDescription("apic_sipi", fields=SIPI.FIELDS, needed=lambda apic: apic.wait_for_sipi != 0),
