@@ -8,13 +8,14 @@ Python; run it from anywhere.
 
 import lzma
 import struct
+import zlib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 STREAMS = HERE.parent / "tests" / "streams"
 SEEDS = HERE / "corpus" / "stream"
 
-ZERO, PAGE, EOS, CONTINUE, FLAGS = 0x02, 0x08, 0x10, 0x20, 0xFFF
+ZERO, PAGE, EOS, CONTINUE, XBZRLE, COMPRESS, FLUSH, FLAGS = 0x02, 0x08, 0x10, 0x20, 0x40, 0x100, 0x200, 0xFFF
 
 
 def shrink(stream: bytes) -> bytes:
@@ -49,10 +50,22 @@ def shrink(stream: bytes) -> bytes:
     return bytes(out) + struct.pack(">Q", EOS) + stream[at:]
 
 
+def coded() -> bytes:
+    """A stream with pages in every other form."""
+    packed = zlib.compress(bytes(4096))
+    xbzrle = struct.pack(">Q", XBZRLE) + b"\3ram\1\0\3\0\1\7"
+    compressed = struct.pack(">QI", 0x1000 | COMPRESS | CONTINUE, len(packed)) + packed
+    blocks = struct.pack(">Q", 0x2000 | 0x04) + b"\3ram" + struct.pack(">Q", 0x2000)
+    end = struct.pack(">Q", EOS) + b"\x7e\0\0\0\2"
+    start = b"\1\0\0\0\2\3ram" + struct.pack(">II", 0, 4) + blocks + struct.pack(">Q", FLUSH) + end
+    return b"QEVM\0\0\0\3\7\0\0\0\4none" + start + b"\2\0\0\0\2" + xbzrle + compressed + end + b"\0"
+
+
 def main() -> None:
     """Write all seeds."""
     SEEDS.mkdir(parents=True, exist_ok=True)
-    for path in sorted(STREAMS.glob("*.stream.xz")):
+    (SEEDS / "seed-coded").write_bytes(b"\0" + coded())
+    for path in sorted(STREAMS.glob("*-plain.stream.xz")):
         seed = shrink(lzma.decompress(path.read_bytes()))
         name = path.name.removesuffix(".stream.xz")
         for choice in range(4):

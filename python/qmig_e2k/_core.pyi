@@ -144,6 +144,47 @@ def decode(
         StreamError: the stream is refused; `partial` holds the elements before. `trailing-data`: bytes after the end.
     """
 
+@final
+class StoredStream:
+    """The elements of a stored stream one by one, whatever its RAM is coded in, and that RAM.
+
+    Memory grows with the records that come, not with what the stream announces; pages that stand in a file as they are stay there.
+    """
+
+    def __new__(cls, main: int, channels: Sequence[int] = (), *, footers: bool | None = None) -> Self:
+        """Over descriptors of seekable files, which it takes over: the main channel, and the multifd channels in any order.
+
+        `footers`: whether sections have footers; None: as the first one shows.
+        """
+    def next(self) -> dict[str, Any] | None:
+        """The next element as `decode` has it, without `size` and `blocks`; None behind the last one. RAM sections are read on the way, with
+        multifd channels caught up with where the main channel says. An error in a channel has `channel N` in its path, and that file's offset.
+
+        Raises:
+            StreamError: the stream is refused. RAM keeps what came before.
+        """
+    @property
+    def reader(self) -> Reader:
+        """The payload of the section that next() returned (not RAM), until section_done()."""
+    def section_done(self) -> None:
+        """The payload is consumed: check the footer."""
+    @property
+    def offset(self) -> int:
+        """Stream offset of the next byte."""
+    @property
+    def footers(self) -> bool | None:
+        """Whether sections have footers; None until the first one ended."""
+    def finish_channels(self) -> None:
+        """Read what the multifd channels have behind their last point of synchronisation."""
+    def channels(self) -> list[dict[str, Any]]:
+        """What each multifd channel brought: `id` (None: nothing yet), `packets`, `normal` and `zero` pages, bytes of `device_state`."""
+    def blocks(self) -> list[dict[str, Any]]:
+        """RAM blocks: `name`, `raw_name` (bytes), `size` (used length), `offset` of the entry, `page_size`, `address` (None: not said), `mapped` (mapped-ram), `complete`: every page came."""
+    def runs(self, block: int) -> list[tuple[int, int]]:
+        """(offset, length) of the pages of a block that came and may hold something else than zeros, ascending."""
+    def read(self, block: int, offset: int, length: int) -> bytearray:
+        """The last contents of whole pages; what did not come reads as zero."""
+
 # ---- control (rust/py/src/control.rs) -------------------------------------------------------------------------------
 
 @final

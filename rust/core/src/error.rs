@@ -57,6 +57,8 @@ kinds! {
     BlockMismatch => "block-mismatch",
     /// A page offset outside its block.
     BadAddress => "bad-address",
+    /// A compressed page or a delta that does not decode.
+    BadPage => "bad-page",
     /// RAM record flags that are no legal combination.
     BadFlags => "bad-flags",
     /// Device state refused: field, check or subsection.

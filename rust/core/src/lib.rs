@@ -1,10 +1,10 @@
 //! qmig-core: live migration of an emulated machine, wire-compatible with QEMU.
 //!
 //! Every hot path of the project and no Python: bytes and meaning (`wire`), guest memory and what dirties it (`ram`),
-//! transports (`channel`), the two sides of a migration (`send`, `recv`), their state and ownership (`control`), the QMP
-//! transport (`monitor`) and the deterministic model guest (`guest`).
+//! pages in other forms (`page`), stored streams (`stored`), transports (`channel`), the two sides of a migration (`send`,
+//! `recv`), their state and ownership (`control`), the QMP transport (`monitor`) and the deterministic model guest (`guest`).
 //!
-//! Dependencies point one way: sys, error ← wire ← ram ← channel ← control ← send, recv ← guest, monitor.
+//! Dependencies point one way: sys, error ← wire ← page ← stored, ram ← channel ← control ← send, recv ← guest, monitor.
 //! `unsafe` lives in `sys` only. There is no global state, and no thread that this crate does not own.
 #![deny(unsafe_code)]
 
@@ -13,9 +13,11 @@ pub mod control;
 pub mod error;
 pub mod guest;
 pub mod monitor;
+pub mod page;
 pub mod ram;
 pub mod recv;
 pub mod send;
+pub mod stored;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod wire;

@@ -47,6 +47,7 @@ fn is_stream(error: &Error) -> bool {
                 | K::BlockMismatch
                 | K::BadAddress
                 | K::BadFlags
+                | K::BadPage
                 | K::DeviceState
                 | K::TrailingData
         )

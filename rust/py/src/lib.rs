@@ -10,6 +10,7 @@ mod guest;
 mod incoming;
 mod monitor;
 mod outgoing;
+mod stored;
 mod wire;
 
 use pyo3::prelude::*;
@@ -21,6 +22,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     error::register(module)?;
     block::register(module)?;
     wire::register(module)?;
+    stored::register(module)?;
     control::register(module)?;
     outgoing::register(module)?;
     incoming::register(module)?;

@@ -32,13 +32,13 @@ fn bytes_of(data: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
     }
 }
 
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // ---- Reader
 
-type Shared = Arc<Mutex<dyn PayloadSource + Send>>;
+pub(crate) type Shared = Arc<Mutex<dyn PayloadSource + Send>>;
 
 /// Bytes of one section payload. Integers are big-endian. A short read raises `StreamError`, kind `truncated`, with the stream offset.
 #[pyclass(frozen, module = "qmig_e2k._core")]
@@ -287,42 +287,17 @@ impl<'py> Decoding<'_, 'py> {
         loop {
             let decoder = &self.decoder;
             let event = py.detach(|| lock(decoder).next(sink)).map_err(|e| to_py(&e))?;
-            let element = PyDict::new(py);
-            match event {
-                Event::Configuration { offset, machine, page_bits, capabilities, uuid } => {
-                    head(&element, "configuration", offset)?;
-                    element.set_item("machine", text(&machine))?;
-                    element.set_item("target_page_bits", page_bits)?;
-                    element.set_item("capabilities", capabilities)?;
-                    element.set_item("uuid", uuid.map(|uuid| PyBytes::new(py, &uuid)))?;
+            if event == Event::Finished {
+                return self.nothing_left().map_err(|e| to_py(&e));
+            }
+            let element = element(py, &event)?;
+            match &event {
+                Event::Section(header) => element.set_item("size", self.payload(header)?)?,
+                Event::RamSection { .. } if self.blocks.is_empty() => {
+                    self.announce(py, sink)?;
+                    element.set_item("blocks", &self.blocks)?;
                 }
-                Event::Section(header) => {
-                    head(&element, header.kind.name(), header.offset)?;
-                    section(&element, &header)?;
-                    element.set_item("size", self.payload(&header)?)?;
-                }
-                Event::RamSection { header, pages } => {
-                    head(&element, header.kind.name(), header.offset)?;
-                    section(&element, &header)?;
-                    element.set_item("pages", counts(py, pages)?)?;
-                    if self.blocks.is_empty() {
-                        self.announce(py, sink)?;
-                        element.set_item("blocks", &self.blocks)?;
-                    }
-                }
-                Event::Command(command, offset) => {
-                    head(&element, "command", offset)?;
-                    element.set_item("name", command.name())?;
-                    element.set_item("number", command.number())?;
-                    arguments(py, &element, &command)?;
-                }
-                Event::End { offset } => head(&element, "eof", offset)?,
-                Event::Description(description) => {
-                    head(&element, "description", description.offset)?;
-                    element.set_item("length", description.length)?;
-                    element.set_item("text", PyBytes::new(py, &description.text))?;
-                }
-                Event::Finished => return self.nothing_left().map_err(|e| to_py(&e)),
+                _ => {}
             }
             self.elements.append(element)?;
         }
@@ -390,8 +365,45 @@ impl<'py> Decoding<'_, 'py> {
     }
 }
 
+/// An element as a dict; empty for `Finished`.
+pub(crate) fn element<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyDict>> {
+    let element = PyDict::new(py);
+    match event {
+        Event::Configuration { offset, machine, page_bits, capabilities, uuid } => {
+            head(&element, "configuration", *offset)?;
+            element.set_item("machine", text(machine))?;
+            element.set_item("target_page_bits", page_bits)?;
+            element.set_item("capabilities", capabilities)?;
+            element.set_item("uuid", uuid.map(|uuid| PyBytes::new(py, &uuid)))?;
+        }
+        Event::Section(header) => {
+            head(&element, header.kind.name(), header.offset)?;
+            section(&element, header)?;
+        }
+        Event::RamSection { header, pages } => {
+            head(&element, header.kind.name(), header.offset)?;
+            section(&element, header)?;
+            element.set_item("pages", counts(py, *pages)?)?;
+        }
+        Event::Command(command, offset) => {
+            head(&element, "command", *offset)?;
+            element.set_item("name", command.name())?;
+            element.set_item("number", command.number())?;
+            arguments(py, &element, command)?;
+        }
+        Event::End { offset } => head(&element, "eof", *offset)?,
+        Event::Description(description) => {
+            head(&element, "description", description.offset)?;
+            element.set_item("length", description.length)?;
+            element.set_item("text", PyBytes::new(py, &description.text))?;
+        }
+        Event::Finished => {}
+    }
+    Ok(element)
+}
+
 /// Names on the wire are bytes; what is no text shows as replacement characters.
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -411,6 +423,12 @@ fn counts(py: Python<'_>, pages: PageCounts) -> PyResult<Bound<'_, PyDict>> {
     let counts = PyDict::new(py);
     counts.set_item("normal", pages.normal)?;
     counts.set_item("zero", pages.zero)?;
+    if pages.xbzrle > 0 {
+        counts.set_item("xbzrle", pages.xbzrle)?;
+    }
+    if pages.compressed > 0 {
+        counts.set_item("compressed", pages.compressed)?;
+    }
     Ok(counts)
 }
 

@@ -1,9 +1,15 @@
 //! The configuration element (spec/stream 1.3): which machine this is. Parsing only; who loads it compares.
 
 use super::consts::{PAGE_BITS, SUBSECTION};
+use super::decoder::Accept;
 use super::input::{ByteSource, Input};
 use super::limits::{CAPABILITIES_MAX, MACHINE_NAME_MAX};
 use crate::{Error, ErrorKind, Result};
+
+/// Validated capability: pages stand at fixed places of a file.
+const MAPPED_RAM: &str = "mapped-ram";
+/// Validated capability: shared blocks do not travel, and every block's address does.
+const IGNORE_SHARED: &str = "x-ignore-shared";
 
 /// Owner of the subsections, and the element's path in errors.
 const NAME: &str = "configuration";
@@ -15,19 +21,29 @@ pub struct Configuration {
     pub machine: Vec<u8>,
     /// log2 of the target page, where it was sent; always that of our 4 KiB.
     pub page_bits: Option<u32>,
-    /// Validated capabilities that are on. Those that change the format are refused here, so this is empty so far.
+    /// Validated capabilities that are on.
     pub capabilities: Vec<String>,
     /// Identity of the machine.
     pub uuid: Option<[u8; 16]>,
 }
 
 impl Configuration {
-    /// Everything behind the type byte, with the subsections.
-    pub(super) fn read<S: ByteSource>(input: &mut Input<S>) -> Result<Self> {
-        Self::read_all(input).map_err(|e| e.within(NAME))
+    /// Pages stand at fixed places of a file.
+    pub fn mapped_ram(&self) -> bool {
+        self.capabilities.iter().any(|name| name == MAPPED_RAM)
     }
 
-    fn read_all<S: ByteSource>(input: &mut Input<S>) -> Result<Self> {
+    /// Every block's address is in the list.
+    pub fn ignore_shared(&self) -> bool {
+        self.capabilities.iter().any(|name| name == IGNORE_SHARED)
+    }
+
+    /// Everything behind the type byte, with the subsections.
+    pub(super) fn read<S: ByteSource>(input: &mut Input<S>, accept: Accept) -> Result<Self> {
+        Self::read_all(input, accept).map_err(|e| e.within(NAME))
+    }
+
+    fn read_all<S: ByteSource>(input: &mut Input<S>, accept: Accept) -> Result<Self> {
         let at = input.offset();
         let length = input.be32()?;
         if length > MACHINE_NAME_MAX {
@@ -41,13 +57,13 @@ impl Configuration {
             if seen.contains(&name) {
                 return Err(Error::new(ErrorKind::BadConfiguration, "this subsection comes twice").at(at).within(&part(&name)));
             }
-            this.subsection(input, &name).map_err(|e| e.within(&part(&name)))?;
+            this.subsection(input, &name, accept).map_err(|e| e.within(&part(&name)))?;
             seen.push(name);
         }
         Ok(this)
     }
 
-    fn subsection<S: ByteSource>(&mut self, input: &mut Input<S>, name: &[u8]) -> Result<()> {
+    fn subsection<S: ByteSource>(&mut self, input: &mut Input<S>, name: &[u8], accept: Accept) -> Result<()> {
         let start = input.offset();
         input.skip(2 + name.len() as u64)?;
         let at = input.offset();
@@ -69,7 +85,7 @@ impl Configuration {
             }
             b"configuration/capabilities" => {
                 versioned(version)?;
-                Self::no_capabilities(input)?;
+                self.capabilities(input, accept)?;
             }
             b"configuration/uuid" => {
                 versioned(version)?;
@@ -80,25 +96,27 @@ impl Configuration {
         Ok(())
     }
 
-    /// Both of QEMU's validated capabilities change what follows, so neither can be passed over: only an empty list is fine.
-    fn no_capabilities<S: ByteSource>(input: &mut Input<S>) -> Result<()> {
+    /// Both of QEMU's validated capabilities change what follows, so neither can be passed over: one must be able to read that.
+    fn capabilities<S: ByteSource>(&mut self, input: &mut Input<S>, accept: Accept) -> Result<()> {
         let at = input.offset();
         let count = input.be32()?;
         if count > CAPABILITIES_MAX {
             let text = format!("{count} capabilities; at most {CAPABILITIES_MAX} are accepted (CAPABILITIES_MAX)");
             return Err(Error::new(ErrorKind::LimitExceeded, text).at(at));
         }
-        if count > 0 {
+        for _ in 0..count {
             let at = input.offset();
             let name = input.cstr8()?.escape_ascii().to_string();
-            return Err(match name.as_str() {
-                "x-ignore-shared" | "mapped-ram" => Error::new(
-                    ErrorKind::Unsupported,
-                    format!("the source's capability {name} changes the format and is not built here; switch it off there"),
-                ),
-                _ => Error::new(ErrorKind::BadConfiguration, format!("capability \"{name}\" is not known")),
+            match name.as_str() {
+                MAPPED_RAM if accept.contains(Accept::MAPPED_RAM) => {}
+                IGNORE_SHARED if accept.contains(Accept::IGNORE_SHARED) => {}
+                MAPPED_RAM | IGNORE_SHARED => {
+                    let text = format!("the source's capability {name} changes the format and is not built here; switch it off there");
+                    return Err(Error::new(ErrorKind::Unsupported, text).at(at));
+                }
+                _ => return Err(Error::new(ErrorKind::BadConfiguration, format!("capability \"{name}\" is not known")).at(at)),
             }
-            .at(at));
+            self.capabilities.push(name);
         }
         Ok(())
     }

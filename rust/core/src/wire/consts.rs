@@ -60,5 +60,20 @@ pub const RAM_XBZRLE: u64 = 0x040;
 pub const RAM_HOOK: u64 = 0x080;
 /// A page compressed with zlib.
 pub const RAM_COMPRESS_PAGE: u64 = 0x100;
+/// The only encoding of an XBZRLE page.
+pub const XBZRLE_ENCODING: u8 = 1;
 /// A point of synchronisation with multifd channels.
 pub const RAM_MULTIFD_FLUSH: u64 = 0x200;
+
+/// First four bytes of every multifd packet.
+pub const MULTIFD_MAGIC: u32 = 0x1122_3344;
+/// The only version of multifd packets.
+pub const MULTIFD_VERSION: u32 = 1;
+/// Most pages of one multifd packet; its header has room for so many offsets, always.
+pub const MULTIFD_PAGES: u32 = 524_288 / 4096;
+/// Packet flag: the channel waits here for the others.
+pub const MULTIFD_SYNC: u32 = 0x01;
+/// Packet flags: how the pages are compressed; 0: not at all.
+pub const MULTIFD_METHOD: u32 = 0x3e;
+/// Packet flag: not pages but state of a device, in another layout.
+pub const MULTIFD_DEVICE_STATE: u32 = 0x40;

@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 
+use bitflags::bitflags;
+
 use super::command::Command;
 use super::configuration::Configuration;
 use super::consts::{
@@ -31,6 +33,23 @@ pub struct DecoderOptions {
 impl Default for DecoderOptions {
     fn default() -> Self {
         Self { configuration: true, footers: true, description: true }
+    }
+}
+
+bitflags! {
+    /// What a decoder takes beyond plain precopy. The source does it only if it was asked to, so nothing is taken unasked.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    pub struct Accept: u8 {
+        /// Pages as differences.
+        const XBZRLE = 1;
+        /// Pages compressed one by one.
+        const COMPRESS = 1 << 1;
+        /// Pages on other channels; the main one has marks at which all must have been read up to.
+        const MULTIFD = 1 << 2;
+        /// Pages at fixed places of a file.
+        const MAPPED_RAM = 1 << 3;
+        /// Blocks with their guest addresses, some without pages.
+        const IGNORE_SHARED = 1 << 4;
     }
 }
 
@@ -200,6 +219,22 @@ impl<S: ByteSource> Decoder<S> {
         Self { configuration: Presence::Detect, footers: footers.map_or(Presence::Detect, Into::into), offline: true, ..new }
     }
 
+    /// The same, taking what `accept` says, too.
+    #[must_use]
+    pub fn accepting(mut self, accept: Accept) -> Self {
+        self.ram.accept = accept;
+        self
+    }
+
+    /// Whether sections have footers, as far as it is known.
+    pub fn footers(&self) -> Option<bool> {
+        match self.footers {
+            Presence::Yes => Some(true),
+            Presence::No => Some(false),
+            Presence::Detect => None,
+        }
+    }
+
     /// The bytes that come next: the payload after a `Section` event.
     pub fn input(&mut self) -> &mut Input<S> {
         &mut self.input
@@ -297,7 +332,10 @@ impl<S: ByteSource> Decoder<S> {
     fn read_configuration(&mut self) -> Result<Event> {
         let offset = self.input.offset();
         self.input.u8().map_err(|e| e.within("configuration"))?;
-        let Configuration { machine, page_bits, capabilities, uuid } = Configuration::read(&mut self.input)?;
+        let configuration = Configuration::read(&mut self.input, self.ram.accept)?;
+        self.ram.mapped = configuration.mapped_ram();
+        self.ram.addresses = configuration.ignore_shared();
+        let Configuration { machine, page_bits, capabilities, uuid } = configuration;
         Ok(Event::Configuration { offset, machine, page_bits, capabilities, uuid })
     }
 
@@ -313,7 +351,9 @@ impl<S: ByteSource> Decoder<S> {
             SECTION_PART => self.continuation(SectionKind::Part, offset, sink),
             SECTION_END => self.continuation(SectionKind::End, offset, sink),
             COMMAND => {
-                Command::read(&mut self.input, offset).map(|command| Event::Command(command, offset)).map_err(|e| e.within("command"))
+                let command = Command::read(&mut self.input, offset).map_err(|e| e.within("command"))?;
+                self.ram.told(&command);
+                Ok(Event::Command(command, offset))
             }
             other => Err(misplaced(other).at(offset)),
         }

@@ -6,13 +6,18 @@
 use std::fmt;
 
 use super::consts::PAGE_BYTES;
-use super::limits::READ_STEP;
+use super::limits::{COMPRESSED_PAGE_MAX, READ_STEP};
 use crate::{Error, ErrorKind, Result};
 
 /// Where bytes come from. A read blocks until there is at least one byte; 0 is the end, for good.
 pub trait ByteSource {
     /// Read at most `buf.len()` bytes; 0 means the end.
     fn read(&mut self, buf: &mut [u8]) -> Result<usize>;
+
+    /// Pass over at most `n` bytes without reading them; says how many. 0: it cannot, or there are none.
+    fn skip(&mut self, _n: u64) -> Result<u64> {
+        Ok(0)
+    }
 }
 
 impl ByteSource for &[u8] {
@@ -129,9 +134,16 @@ impl<S: ByteSource> Input<S> {
         Self::with_capacity(source, Self::CAPACITY)
     }
 
-    /// A reader with a buffer of `capacity` bytes (a page at least), which bounds [`take`](Self::take) and [`peek`](Self::peek).
+    /// A reader with a buffer of `capacity` bytes (the largest page record at least), which bounds [`take`](Self::take) and [`peek`](Self::peek).
     pub fn with_capacity(source: S, capacity: usize) -> Self {
-        Self { source, buffer: vec![0; capacity.max(PAGE_BYTES)].into_boxed_slice(), at: 0, end: 0, base: 0, ended: false }
+        Self {
+            source,
+            buffer: vec![0; capacity.max(PAGE_BYTES).max(COMPRESSED_PAGE_MAX as usize)].into_boxed_slice(),
+            at: 0,
+            end: 0,
+            base: 0,
+            ended: false,
+        }
     }
 
     /// Where its bytes come from.
@@ -243,7 +255,13 @@ impl<S: ByteSource> Input<S> {
             if left == 0 {
                 return Ok(());
             }
-            if !self.more(1)? {
+            if left > self.buffer.len() as u64 && !self.ended {
+                let passed = self.source.skip(left)?;
+                // The buffer is empty, so its base may stand anywhere.
+                self.base += passed;
+                left -= passed;
+            }
+            if left > 0 && !self.more(1)? {
                 return Err(truncated(start, usize::try_from(left).unwrap_or(usize::MAX)));
             }
         }

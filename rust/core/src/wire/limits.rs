@@ -10,6 +10,10 @@ pub const RAM_BLOCKS_MAX: usize = 1024;
 pub const SECTIONS_MAX: usize = 16_384;
 /// Bytes of the description that are kept; the rest is read and dropped.
 pub const DESCRIPTION_KEPT: u32 = 64 << 20;
+/// A compressed page: zlib's own bound for 4 KiB is 4110, other builds of it need some more (spec/stream 6.1).
+pub const COMPRESSED_PAGE_MAX: u32 = 4608;
+/// Compressed data of one multifd packet (spec/stream 12.5).
+pub const MULTIFD_DATA_MAX: u32 = 1 << 20;
 /// Payload of a return-path message (spec/stream 8.1).
 pub const RETURN_MESSAGE_MAX: u16 = 512;
 /// Look-ahead of a reader: a subsection's type, length and name, with room to spare.

@@ -24,18 +24,19 @@ mod decoder;
 mod input;
 pub mod layout;
 pub mod limits;
+pub mod multifd;
 mod output;
 mod ram;
 mod return_path;
 mod sink;
 
 pub use command::{Advise, Command};
-pub use decoder::{Decoder, DecoderOptions, Description, Event, SectionHeader, SectionKind};
+pub use decoder::{Accept, Decoder, DecoderOptions, Description, Event, SectionHeader, SectionKind};
 pub use input::{ByteSource, Input, NoSource, PayloadSource};
 pub use output::Output;
 pub use ram::PageCounts;
 pub use return_path::{ReturnMessage, bitmap_bytes, read_bitmap, write_bitmap};
-pub use sink::{BlockEntry, NullSink, PageSink, RecordingSink};
+pub use sink::{BlockEntry, CodedPage, MappedRam, NullSink, PageSink, RecordingSink};
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::cast_possible_truncation)]

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 
+use super::command::Command;
 use super::consts::{
     PAGE_BYTES, PAGE_SIZE, RAM_COMPRESS_PAGE, RAM_CONTINUE, RAM_EOS, RAM_FLAGS, RAM_HOOK, RAM_MEM_SIZE, RAM_MULTIFD_FLUSH, RAM_PAGE,
-    RAM_XBZRLE, RAM_ZERO,
+    RAM_XBZRLE, RAM_ZERO, XBZRLE_ENCODING,
 };
+use super::decoder::Accept;
 use super::input::{ByteSource, Input};
-use super::limits::RAM_BLOCKS_MAX;
-use super::sink::{BlockEntry, PageSink};
+use super::limits::{COMPRESSED_PAGE_MAX, RAM_BLOCKS_MAX};
+use super::sink::{BlockEntry, CodedPage, MappedRam, PageSink};
 use crate::{Error, ErrorKind, Result};
 
 /// Pages of one RAM section.
@@ -18,6 +20,10 @@ pub struct PageCounts {
     pub normal: u64,
     /// Sent as one byte.
     pub zero: u64,
+    /// Sent as a difference.
+    pub xbzrle: u64,
+    /// Sent compressed, one by one.
+    pub compressed: u64,
 }
 
 /// What the RAM handler remembers of a stream. The current block outlives sections, never the stream.
@@ -26,6 +32,14 @@ pub(super) struct RamState {
     blocks: Vec<BlockEntry>,
     index: HashMap<Vec<u8>, usize>,
     current: Option<usize>,
+    /// What is taken beyond plain pages.
+    pub accept: Accept,
+    /// Entries have a mapped-ram header.
+    pub mapped: bool,
+    /// Entries have an address.
+    pub addresses: bool,
+    /// All page sizes of the source's blocks, as ADVISE said, where pages larger than the target's are among them.
+    page_sizes: u64,
 }
 
 impl RamState {
@@ -49,8 +63,9 @@ impl RamState {
             match word & RAM_FLAGS & !RAM_CONTINUE {
                 RAM_PAGE => {
                     let block = self.place(input, word, at)?;
+                    let data = input.offset();
                     let bytes = input.take(PAGE_BYTES).map_err(|e| self.blame(block, e))?;
-                    sink.page(block, offset, bytes).map_err(|e| self.blame(block, e.at(at)))?;
+                    sink.page_at(block, offset, bytes, data).map_err(|e| self.blame(block, e.at(at)))?;
                     counts.normal += 1;
                 }
                 RAM_ZERO => {
@@ -59,9 +74,50 @@ impl RamState {
                     sink.zero(block, offset, fill).map_err(|e| self.blame(block, e.at(at)))?;
                     counts.zero += 1;
                 }
-                RAM_EOS => return Ok(counts),
-                flags => return Err(refused(word, flags).at(at)),
+                RAM_EOS => return sink.section_end().map(|()| counts),
+                flags => self.other(input, word, flags, at, sink, &mut counts)?,
             }
+        }
+    }
+
+    /// A record that is no plain page: taken if that was asked for.
+    #[cold]
+    #[inline(never)]
+    fn other<S: ByteSource>(
+        &mut self,
+        input: &mut Input<S>,
+        word: u64,
+        flags: u64,
+        at: u64,
+        sink: &mut dyn PageSink,
+        counts: &mut PageCounts,
+    ) -> Result<()> {
+        let offset = word & !RAM_FLAGS;
+        match flags {
+            RAM_XBZRLE if self.accept.contains(Accept::XBZRLE) => {
+                let block = self.place(input, word, at)?;
+                let delta = delta(input).map_err(|e| self.blame(block, e))?;
+                sink.coded(block, offset, CodedPage::Xbzrle(delta)).map_err(|e| self.blame(block, e.at(at)))?;
+                counts.xbzrle += 1;
+            }
+            RAM_COMPRESS_PAGE if self.accept.contains(Accept::COMPRESS) => {
+                let block = self.place(input, word, at)?;
+                let bytes = compressed(input).map_err(|e| self.blame(block, e))?;
+                sink.coded(block, offset, CodedPage::Zlib(bytes)).map_err(|e| self.blame(block, e.at(at)))?;
+                counts.compressed += 1;
+            }
+            RAM_MULTIFD_FLUSH if self.accept.contains(Accept::MULTIFD) => sink.flush().map_err(|e| e.at(at))?,
+            _ => return Err(refused(word, flags).at(at)),
+        }
+        Ok(())
+    }
+
+    /// Remember what a command says of the blocks that will be listed.
+    pub fn told(&mut self, command: &Command) {
+        if let Command::PostcopyAdvise(Some(advise)) = command
+            && !self.accept.is_empty()
+        {
+            self.page_sizes = advise.page_sizes & !(PAGE_SIZE | (PAGE_SIZE - 1));
         }
     }
 
@@ -91,7 +147,27 @@ impl RamState {
 
     #[cold]
     fn blame(&self, block: usize, error: Error) -> Error {
-        error.within(&self.blocks[block].name.escape_ascii().to_string())
+        blame(&self.blocks[block].name, error)
+    }
+
+    /// What an entry of the list has behind the length.
+    fn extras<S: ByteSource>(&self, input: &mut Input<S>, entry: &mut BlockEntry) -> Result<()> {
+        // Not announced, so it is known by its looks: a page size that ADVISE named. The next name would have to be empty to look like it.
+        if self.page_sizes != 0
+            && let Ok(word) = <[u8; 8]>::try_from(input.peek(8)?).map(u64::from_be_bytes)
+            && word.is_power_of_two()
+            && word & self.page_sizes != 0
+        {
+            input.skip(8)?;
+            entry.page_size = Some(word);
+        }
+        if self.addresses {
+            entry.address = Some(input.be64()?);
+        }
+        if self.mapped {
+            entry.mapped = Some(mapped(input, entry.used_length)?);
+        }
+        Ok(())
     }
 
     /// The block list; its word stood at `start`.
@@ -120,10 +196,70 @@ impl RamState {
             if self.index.insert(name.clone(), self.blocks.len()).is_some() {
                 return refuse("the block list has this block twice".into(), offset);
             }
-            self.blocks.push(BlockEntry { name, used_length, offset });
+            let mut entry = BlockEntry::new(name, used_length, offset);
+            self.extras(input, &mut entry).map_err(|e| blame(&entry.name, e))?;
+            self.blocks.push(entry);
         }
         Ok(())
     }
+}
+
+fn blame(name: &[u8], error: Error) -> Error {
+    error.within(&name.escape_ascii().to_string())
+}
+
+/// What an XBZRLE record has behind the block: encoding, length, delta.
+fn delta<S: ByteSource>(input: &mut Input<S>) -> Result<&[u8]> {
+    let at = input.offset();
+    let encoding = input.u8()?;
+    if encoding != XBZRLE_ENCODING {
+        let text = format!("encoding {encoding:#x} of an XBZRLE page; {XBZRLE_ENCODING} is the only one");
+        return Err(Error::new(ErrorKind::BadPage, text).at(at));
+    }
+    let at = input.offset();
+    let length = usize::from(input.be16()?);
+    if length > PAGE_BYTES {
+        return Err(Error::new(ErrorKind::LimitExceeded, format!("a delta of {length} bytes for a page of {PAGE_BYTES}")).at(at));
+    }
+    input.take(length)
+}
+
+/// What a compressed page has behind the block: length, zlib stream.
+fn compressed<S: ByteSource>(input: &mut Input<S>) -> Result<&[u8]> {
+    let at = input.offset();
+    let length = input.be32()?;
+    if length == 0 || length > COMPRESSED_PAGE_MAX {
+        let text = format!("a compressed page of {length} bytes; 1 to {COMPRESSED_PAGE_MAX} are accepted (COMPRESSED_PAGE_MAX)");
+        return Err(Error::new(ErrorKind::LimitExceeded, text).at(at));
+    }
+    input.take(length as usize)
+}
+
+/// The header of a block in a mapped-ram file; ends behind its pages, where the stream goes on (spec/stream 13.2).
+fn mapped<S: ByteSource>(input: &mut Input<S>, used_length: u64) -> Result<MappedRam> {
+    let at = input.offset();
+    let version = input.be32()?;
+    if version != 1 {
+        return Err(Error::new(ErrorKind::BadVersion, format!("mapped-ram header of version {version}; 1 is the only one")).at(at));
+    }
+    let at = input.offset();
+    let page_size = input.be64()?;
+    if page_size != PAGE_SIZE {
+        return Err(Error::new(ErrorKind::BlockMismatch, format!("pages of {page_size:#x} bytes, expected {PAGE_SIZE:#x}")).at(at));
+    }
+    let at = input.offset();
+    let (bitmap, pages) = (input.be64()?, input.be64()?);
+    let here = input.offset();
+    let bitmap_bytes = (used_length / PAGE_SIZE).div_ceil(64) * 8;
+    let in_order = bitmap >= here && bitmap.checked_add(bitmap_bytes).is_some_and(|end| end <= pages) && pages.is_multiple_of(PAGE_SIZE);
+    let Some(end) = pages.checked_add(used_length).filter(|_| in_order) else {
+        let text = format!(
+            "bitmap at {bitmap:#x} and pages at {pages:#x}: they must follow this header ({here:#x}) in this order, the pages aligned"
+        );
+        return Err(Error::new(ErrorKind::BadAddress, text).at(at));
+    };
+    input.skip(end - here)?;
+    Ok(MappedRam { bitmap, pages })
 }
 
 #[cold]

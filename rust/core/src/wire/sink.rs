@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::consts::{PAGE_BYTES, PAGE_SIZE};
-use crate::Result;
+use crate::{Error, ErrorKind, Result};
 
 /// A block as the stream announced it: length checked to be whole pages and not 0, name unique in the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,37 @@ pub struct BlockEntry {
     pub used_length: u64,
     /// Stream offset of the entry.
     pub offset: u64,
+    /// Page size of the backing memory, where the entry says it (huge pages with postcopy).
+    pub page_size: Option<u64>,
+    /// Guest address of the block, where the entry says it (x-ignore-shared).
+    pub address: Option<u64>,
+    /// Where its pages stand in a mapped-ram file.
+    pub mapped: Option<MappedRam>,
+}
+
+impl BlockEntry {
+    /// An entry that says no more than it must.
+    pub fn new(name: Vec<u8>, used_length: u64, offset: u64) -> Self {
+        Self { name, used_length, offset, page_size: None, address: None, mapped: None }
+    }
+}
+
+/// A block's place in a mapped-ram file (spec/stream 13); both positions are behind the block's entry, and no sum wraps around.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MappedRam {
+    /// File position of the bitmap: little-endian 64-bit words, bit i of them is page i, set: its content is in the file.
+    pub bitmap: u64,
+    /// File position of page 0; the others follow in order.
+    pub pages: u64,
+}
+
+/// A page in another form than as it is. Only decoders that accept it (`Accept`) hand it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodedPage<'a> {
+    /// The difference to the last version sent (spec/stream 5.2).
+    Xbzrle(&'a [u8]),
+    /// A zlib stream of its own (spec/stream 6.1).
+    Zlib(&'a [u8]),
 }
 
 /// Receives RAM. `block` is an index into the announced list; `offset` is page-aligned and inside the block.
@@ -26,6 +57,30 @@ pub trait PageSink {
     fn zero(&mut self, block: usize, offset: u64, fill: u8) -> Result<()>;
     /// A page as it is; `bytes` has 4096 of them.
     fn page(&mut self, block: usize, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// The same with the stream offset of `bytes`, for sinks that would rather remember where they stand.
+    fn page_at(&mut self, block: usize, offset: u64, bytes: &[u8], _at: u64) -> Result<()> {
+        self.page(block, offset, bytes)
+    }
+
+    /// A page in another form.
+    fn coded(&mut self, _block: usize, _offset: u64, page: CodedPage<'_>) -> Result<()> {
+        let text = match page {
+            CodedPage::Xbzrle(_) => "XBZRLE pages are not taken here",
+            CodedPage::Zlib(_) => "compressed pages are not taken here",
+        };
+        Err(Error::new(ErrorKind::Unsupported, text))
+    }
+
+    /// The multifd channels are to be caught up with: the word `MULTIFD_FLUSH`.
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The end of a RAM section's payload.
+    fn section_end(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Drops everything.

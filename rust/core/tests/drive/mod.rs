@@ -1,7 +1,8 @@
 //! Drives the decoder over any bytes and checks what must hold for all of them. Shared by the tests and the fuzz target.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use qmig_core::wire::{BlockEntry, ByteSource, Decoder, Event, Input, PageSink, layout};
+use qmig_core::page::{inflate_page, xbzrle_decode};
+use qmig_core::wire::{Accept, BlockEntry, ByteSource, CodedPage, Decoder, Event, Input, PageSink, layout};
 use qmig_core::{Error, ErrorKind, Result};
 
 /// How far a stream went.
@@ -77,6 +78,15 @@ impl PageSink for CheckingSink {
         self.note(block, offset, word(0) ^ word(4088).rotate_left(1) ^ 1 << 40);
         Ok(())
     }
+
+    fn coded(&mut self, block: usize, offset: u64, page: CodedPage<'_>) -> Result<()> {
+        let mut content = [0; 4096];
+        match page {
+            CodedPage::Xbzrle(delta) => drop(xbzrle_decode(delta, &mut content)?),
+            CodedPage::Zlib(bytes) => inflate_page(bytes, false, &mut content)?,
+        }
+        self.page(block, offset, &content)
+    }
 }
 
 fn offset_of(event: &Event) -> Option<u64> {
@@ -119,12 +129,20 @@ pub fn drive<S: ByteSource>(mut decoder: Decoder<S>, length: u64) -> Verdict {
     Verdict { events, pages: sink.pages, checksum: sink.checksum, error: outcome.err() }
 }
 
-/// Decode `bytes` twice, all at hand and in pieces through a small buffer: nobody may see a difference.
+/// Decode `bytes` twice, all at hand and in pieces through a small buffer: nobody may see a difference. And again with everything
+/// accepted: a stream that was fine stays so, and one that was refused goes as far at least.
 pub fn drive_both(bytes: &[u8], sizes: &[usize]) -> Verdict {
     let length = bytes.len() as u64;
-    let whole = drive(Decoder::offline(Input::from_bytes(bytes.to_vec(), 0), None), length);
-    let pieces = Pieces { rest: bytes, sizes, turn: 0 };
-    let apart = drive(Decoder::offline(Input::with_capacity(pieces, 4096), None), length);
-    assert_eq!(whole, apart, "the same bytes in pieces");
-    whole
+    let [plain, all] = [Accept::empty(), Accept::all()].map(|accept| {
+        let whole = drive(Decoder::offline(Input::from_bytes(bytes.to_vec(), 0), None).accepting(accept), length);
+        let pieces = Pieces { rest: bytes, sizes, turn: 0 };
+        let apart = drive(Decoder::offline(Input::with_capacity(pieces, 0), None).accepting(accept), length);
+        assert_eq!(whole, apart, "the same bytes in pieces");
+        whole
+    });
+    match &plain.error {
+        None => assert_eq!(plain, all),
+        Some(_) => assert!(plain.events <= all.events),
+    }
+    plain
 }

@@ -177,7 +177,7 @@ fn a_long_description_is_kept_in_part() {
 
 #[test]
 fn counts_start_at_zero() {
-    assert_eq!(PageCounts::default(), PageCounts { normal: 0, zero: 0 });
+    assert_eq!(PageCounts::default(), PageCounts { normal: 0, zero: 0, xbzrle: 0, compressed: 0 });
 }
 
 #[test]

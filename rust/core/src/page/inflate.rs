@@ -1,0 +1,56 @@
+//! zlib and deflate: pages compressed one by one, and the endless stream of a multifd channel (spec/stream 6, 12.5).
+
+use flate2::{Decompress, FlushDecompress, Status};
+
+use super::bad;
+use crate::Result;
+
+/// A stream that goes on from packet to packet.
+#[derive(Debug)]
+pub struct Inflate(Decompress);
+
+impl Default for Inflate {
+    /// A zlib stream.
+    fn default() -> Self {
+        Self(Decompress::new(true))
+    }
+}
+
+impl Inflate {
+    /// Decompress all of `input` into `out`, which has one byte more than what is to come out: nothing may come there.
+    pub fn run(&mut self, mut input: &[u8], out: &mut [u8]) -> Result<()> {
+        let wanted = out.len() - 1;
+        let mut done = 0;
+        loop {
+            let (read, written) = (self.0.total_in(), self.0.total_out());
+            let status = self.0.decompress(input, &mut out[done..], FlushDecompress::Sync).map_err(|e| bad(format!("zlib: {e}")))?;
+            let (read, written) = (self.0.total_in() - read, self.0.total_out() - written);
+            // Both are lengths inside our slices.
+            input = &input[usize::try_from(read).unwrap_or(input.len())..];
+            done += usize::try_from(written).unwrap_or(0);
+            if done > wanted {
+                return Err(bad(format!("zlib: more than {wanted} bytes come out")));
+            }
+            if status == Status::StreamEnd && !(input.is_empty() && done == wanted) || read == 0 && written == 0 {
+                break;
+            }
+            if input.is_empty() && done == wanted {
+                return Ok(());
+            }
+        }
+        if input.is_empty() && done == wanted { Ok(()) } else { Err(bad(format!("zlib: {done} bytes come out, expected {wanted}"))) }
+    }
+}
+
+/// Decompress `input`, a whole zlib (or, if `raw`, deflate) stream, into `page`, which it must fill. Bytes behind its end are ignored.
+pub fn inflate_page(input: &[u8], raw: bool, page: &mut [u8]) -> Result<()> {
+    let mut stream = Decompress::new(!raw);
+    let status = stream.decompress(input, page, FlushDecompress::Finish).map_err(|e| bad(format!("zlib: {e}")))?;
+    let done = stream.total_out();
+    match status {
+        Status::StreamEnd if done == page.len() as u64 => Ok(()),
+        Status::StreamEnd => Err(bad(format!("zlib: only {done} of {} bytes come out", page.len()))),
+        _ if done == page.len() as u64 => Err(bad(format!("zlib: more than {done} bytes come out, or the stream does not end"))),
+        _ => Err(bad(format!("zlib: the stream ends early, after {done} bytes"))),
+    }
+}

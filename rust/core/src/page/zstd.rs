@@ -1,0 +1,45 @@
+//! zstd: the endless frame of a multifd channel (spec/stream 12.5).
+
+use std::fmt;
+
+use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
+
+use super::bad;
+use crate::{Error, Result};
+
+/// A frame that goes on from packet to packet. Its window is bounded by the library (128 MiB), and allocated as it is filled.
+pub struct Unzstd(Decoder<'static>);
+
+impl fmt::Debug for Unzstd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unzstd").finish_non_exhaustive()
+    }
+}
+
+impl Unzstd {
+    /// At the begin of a frame.
+    pub fn new() -> Result<Self> {
+        Decoder::new().map(Self).map_err(|e| Error::io("zstd", e))
+    }
+
+    /// Decompress all of `input` into `out`, which has one byte more than what is to come out: nothing may come there.
+    pub fn run(&mut self, input: &[u8], out: &mut [u8]) -> Result<()> {
+        let wanted = out.len() - 1;
+        let mut from = InBuffer::around(input);
+        let mut to = OutBuffer::around(out);
+        loop {
+            let before = (from.pos(), to.pos());
+            self.0.run(&mut from, &mut to).map_err(|e| bad(format!("zstd: {e}")))?;
+            let (read, done) = (from.pos(), to.pos());
+            if done > wanted {
+                return Err(bad(format!("zstd: more than {wanted} bytes come out")));
+            }
+            if read == input.len() && done == wanted {
+                return Ok(());
+            }
+            if (read, done) == before {
+                return Err(bad(format!("zstd: {done} bytes come out of {read}, expected {wanted} of {}", input.len())));
+            }
+        }
+    }
+}

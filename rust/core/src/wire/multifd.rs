@@ -1,0 +1,193 @@
+//! Packets of a multifd channel (spec/stream 12): the handshake, and headers of pages or of device state. What follows a header is
+//! the caller's to consume.
+
+use super::consts::{
+    MULTIFD_DEVICE_STATE, MULTIFD_MAGIC, MULTIFD_METHOD, MULTIFD_PAGES, MULTIFD_SYNC, MULTIFD_VERSION, PAGE_BYTES, PAGE_SIZE,
+};
+use super::input::{ByteSource, Input};
+use super::limits::MULTIFD_DATA_MAX;
+use crate::{Error, ErrorKind, Result};
+
+/// Length of the block's name, padded.
+const NAME_BYTES: usize = 256;
+
+/// How the pages of a packet are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Not at all.
+    None,
+    /// One endless zlib stream over all packets of the channel.
+    Zlib,
+    /// One endless zstd frame over all packets of the channel.
+    Zstd,
+    /// Each page raw or a deflate stream of its own, their lengths first.
+    Qpl,
+    /// Each page raw or a zlib stream of its own, their lengths first.
+    Uadk,
+}
+
+/// First data of a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hello {
+    /// UUID of the source's machine; zeros if it has none.
+    pub uuid: [u8; 16],
+    /// Number of the channel.
+    pub channel: u8,
+}
+
+/// One packet's header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Packet {
+    /// Pages, possibly none.
+    Pages(Pages),
+    /// So many bytes of a device's state follow.
+    DeviceState {
+        /// Name of the handler.
+        idstr: Vec<u8>,
+        /// Which of several handlers of that name.
+        instance: u32,
+        /// Bytes that follow.
+        size: u32,
+    },
+}
+
+/// Header of a packet with pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pages {
+    /// The channel waits behind this packet until all have come so far.
+    pub sync: bool,
+    /// How the pages are compressed.
+    pub method: Method,
+    /// The block; means nothing if there are no pages.
+    pub block: Vec<u8>,
+    /// Offsets of pages whose contents follow, whole pages.
+    pub normal: Vec<u64>,
+    /// Offsets of pages that are zero.
+    pub zero: Vec<u64>,
+    /// Bytes that follow.
+    pub size: u32,
+    /// Stream offset of the first offset.
+    pub offsets_at: u64,
+}
+
+impl Hello {
+    /// Read it.
+    pub fn read<S: ByteSource>(input: &mut Input<S>) -> Result<Self> {
+        head(input)?;
+        let uuid = input.array()?;
+        let channel = input.u8()?;
+        input.skip(7 + 32)?;
+        Ok(Self { uuid, channel })
+    }
+}
+
+impl Packet {
+    /// Read the next header; `None` where the channel ends between packets.
+    pub fn read<S: ByteSource>(input: &mut Input<S>) -> Result<Option<Self>> {
+        if input.peek(1)?.is_empty() {
+            return Ok(None);
+        }
+        head(input)?;
+        let at = input.offset();
+        let flags = input.be32()?;
+        if flags & !(MULTIFD_SYNC | MULTIFD_METHOD | MULTIFD_DEVICE_STATE) != 0 {
+            return Err(Error::new(ErrorKind::BadFlags, format!("packet flags {flags:#x} are not known")).at(at));
+        }
+        if flags & MULTIFD_DEVICE_STATE == 0 {
+            return Pages::read(input, flags, at).map(Self::Pages).map(Some);
+        }
+        if flags != MULTIFD_DEVICE_STATE {
+            return Err(Error::new(ErrorKind::BadFlags, format!("packet flags {flags:#x}: device state stands alone")).at(at));
+        }
+        let idstr = name(input)?;
+        let instance = input.be32()?;
+        let at = input.offset();
+        let size = input.be32()?;
+        if size == 0 {
+            return Err(Error::new(ErrorKind::LimitExceeded, "a packet of device state without any").at(at));
+        }
+        Ok(Some(Self::DeviceState { idstr, instance, size }))
+    }
+}
+
+impl Pages {
+    fn read<S: ByteSource>(input: &mut Input<S>, flags: u32, at: u64) -> Result<Self> {
+        let method = match flags & MULTIFD_METHOD {
+            0 => Method::None,
+            0x02 => Method::Zlib,
+            0x04 => Method::Zstd,
+            0x08 => Method::Qpl,
+            0x10 => Method::Uadk,
+            0x20 => return Err(Error::new(ErrorKind::Unsupported, "pages compressed with QATzip").at(at)),
+            other => return Err(Error::new(ErrorKind::BadFlags, format!("packet flags name several compressions ({other:#x})")).at(at)),
+        };
+        let at = input.offset();
+        let (room, normal, size) = (input.be32()?, input.be32()?, input.be32()?);
+        input.skip(8)?;
+        let zero = input.be32()?;
+        if room > MULTIFD_PAGES || normal > room || zero > room - normal {
+            let text = format!(
+                "{normal} pages and {zero} zero pages in a packet for {room}; at most {MULTIFD_PAGES} are accepted (MULTIFD_PAGES)"
+            );
+            return Err(Error::new(ErrorKind::LimitExceeded, text).at(at));
+        }
+        input.skip(28)?;
+        let block = name(input)?;
+        let offsets_at = input.offset();
+        let mut offset = |_| input.be64();
+        let normal = (0..normal).map(&mut offset).collect::<Result<Vec<_>>>()?;
+        let zero = (0..zero).map(&mut offset).collect::<Result<Vec<_>>>()?;
+        let unused = MULTIFD_PAGES as usize - normal.len() - zero.len();
+        input.skip(8 * unused as u64)?;
+        // An older source leaves the length of the packet before in one without pages.
+        let size = if normal.is_empty() { 0 } else { size };
+        let pages = normal.len() * PAGE_BYTES;
+        let fits = match method {
+            Method::None => u64::from(size) == pages as u64,
+            _ => normal.is_empty() || (1..=MULTIFD_DATA_MAX).contains(&size),
+        };
+        if !fits {
+            let text =
+                format!("{size} bytes for {pages} bytes of pages; compressed at most {MULTIFD_DATA_MAX} are accepted (MULTIFD_DATA_MAX)");
+            return Err(Error::new(ErrorKind::LimitExceeded, text).at(at + 8));
+        }
+        Ok(Self { sync: flags & MULTIFD_SYNC != 0, method, block, normal, zero, size, offsets_at })
+    }
+
+    /// All offsets are those of whole pages of a block of `used_length` bytes.
+    pub fn check(&self, used_length: u64) -> Result<()> {
+        let inside = |offset: u64| offset.is_multiple_of(PAGE_SIZE) && offset < used_length;
+        match self.normal.iter().chain(&self.zero).zip(0u64..).find(|(offset, _)| !inside(**offset)) {
+            None => Ok(()),
+            Some((offset, index)) => {
+                let text = format!("page at {offset:#x} of a block of {used_length:#x} bytes");
+                Err(Error::new(ErrorKind::BadAddress, text).at(self.offsets_at + 8 * index))
+            }
+        }
+    }
+}
+
+/// Magic and version, before everything.
+fn head<S: ByteSource>(input: &mut Input<S>) -> Result<()> {
+    let at = input.offset();
+    let magic = input.be32()?;
+    if magic != MULTIFD_MAGIC {
+        return Err(
+            Error::new(ErrorKind::BadMagic, format!("{magic:#010x} where a multifd packet must begin with {MULTIFD_MAGIC:#010x}")).at(at)
+        );
+    }
+    let at = input.offset();
+    match input.be32()? {
+        MULTIFD_VERSION => Ok(()),
+        version => {
+            Err(Error::new(ErrorKind::BadVersion, format!("multifd packet of version {version}; {MULTIFD_VERSION} is the only one")).at(at))
+        }
+    }
+}
+
+/// A name padded with zeros.
+fn name<S: ByteSource>(input: &mut Input<S>) -> Result<Vec<u8>> {
+    let field: [u8; NAME_BYTES] = input.array()?;
+    let length = field[..NAME_BYTES - 1].iter().position(|byte| *byte == 0).unwrap_or(NAME_BYTES - 1);
+    Ok(field[..length].to_vec())
+}
