@@ -23,8 +23,11 @@ from devices import (
     subsection,
     told,
 )
+from qmig_e2k._core import Reader
+from qmig_e2k.e2k import build
 from qmig_e2k.e2k.devices import APIC, CEPIC, IOAPIC, IOEPIC, Apic, Cepic, Ioapic, Ioepic
 from qmig_e2k.e2k.models import MODELS
+from qmig_e2k.savevm import GlobalState, Profile, Registry, VirtualClock, load_section, save_full
 
 E8C, E16C, E2C3 = MODELS["e8c"], MODELS["e16c"], MODELS["e2c3"]
 
@@ -336,6 +339,32 @@ def test_a_refused_load_asserts_nothing() -> None:
     target.cpu = SimpleNamespace(interrupt_request=HARD)  # type: ignore[assignment]
     refused(APIC, target, save(APIC, apic(count_shift=9)))
     assert target.cpu.interrupt_request == HARD
+
+
+def machine(model: str) -> tuple[Any, Registry, list[Any]]:
+    """Two CPUs, their sections, and the local controllers."""
+    made, registry = build("e2k", 1 << 20, cpus=2, model=model), Registry()
+    made.register(registry, VirtualClock(), GlobalState(Profile()))
+    return made, registry, [device.obj for device in made.devices if device.description.name in ("apic", "cepic")]
+
+
+@pytest.mark.parametrize(
+    ("model", "pending"),
+    [("e8c", ENABLED | {"irr": bit(0x31, 32)}), ("e16c", {"ctrl": 1 << 10, "pmirr": bit(5, 64), "pnmirr": 1 << 10})],
+)
+def test_in_a_whole_machine_the_stored_bits_are_only_a_hint(model: str, pending: dict[str, Any]) -> None:
+    source, registry, controllers = machine(model)
+    source.cpus[0].interrupt_request = HARD | 0x80
+    change(controllers[1], pending)
+    data = save_full(registry).data
+    target, registry, _ = machine(model)
+    reader = Reader(data)
+    while reader.offset < len(data):
+        reader.skip(5)
+        entry = registry.find(reader.cstr8().decode(), reader.u32(), version := reader.u32())
+        load_section(entry, reader, version)
+        reader.skip(5)
+    assert [cpu.interrupt_request for cpu in target.cpus] == [0x80, HARD | (NMI if model == "e16c" else 0)]
 
 
 # -- objects of an emulator
