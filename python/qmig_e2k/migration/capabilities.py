@@ -10,36 +10,37 @@ from types import MappingProxyType
 
 from qmig_e2k.errors import migration_error
 
-__all__ = ["ALIASES", "CAPABILITIES", "Capabilities", "canonical"]
+__all__ = ["ALIASES", "CAPABILITIES", "NO_DIRTY_RING", "NO_STORAGE", "Capabilities", "canonical"]
 
+NO_DIRTY_RING = "it needs a hardware dirty ring, which an emulated machine has not"
 _LATER = "it is not built yet in this version of qmig_e2k"
-_STORAGE = "this machine has no block devices"
+NO_STORAGE = "this machine has no block devices"
 
 CAPABILITIES: Mapping[str, str | None] = MappingProxyType(
     {
         "xbzrle": _LATER,
         "rdma-pin-all": "the rdma: transport is not supported",
         "auto-converge": _LATER,
-        "zero-blocks": _STORAGE,
+        "zero-blocks": NO_STORAGE,
         "compress": _LATER,
         "events": None,
         "postcopy-ram": _LATER,
-        "x-colo": "COLO is not built",
+        "x-colo": "COLO replication: " + _LATER,
         "release-ram": "it only acts in postcopy, and " + _LATER,
-        "block": _STORAGE,
+        "block": NO_STORAGE,
         "return-path": None,
         "pause-before-switchover": None,
         "multifd": _LATER,
-        "dirty-bitmaps": _STORAGE,
+        "dirty-bitmaps": NO_STORAGE,
         "postcopy-blocktime": _LATER,
         "late-block-activate": "storage is always activated last, just before the machine starts",
         "x-ignore-shared": "shared memory is always sent",
         "validate-uuid": None,
-        "background-snapshot": "it is not built; migrate to a file instead",
-        "zero-copy-send": "it is not built",
+        "background-snapshot": _LATER + "; migrate to a file instead",
+        "zero-copy-send": "it acts on multifd channels only, and " + _LATER,
         "postcopy-preempt": _LATER,
         "switchover-ack": _LATER,
-        "dirty-limit": "it needs a hardware dirty ring, which an emulated machine has not",
+        "dirty-limit": NO_DIRTY_RING,
         "mapped-ram": _LATER,
     }
 )

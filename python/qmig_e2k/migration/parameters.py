@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from qmig_e2k.errors import migration_error
+from qmig_e2k.migration.capabilities import NO_DIRTY_RING, NO_STORAGE
 
-__all__ = ["ALIASES", "PARAMETERS", "Parameter", "Parameters", "Value", "canonical", "parse_size"]
+__all__ = ["ALIASES", "PARAMETERS", "REFUSED", "Parameter", "Parameters", "Value", "canonical", "parse_size"]
 
 Value = bool | int | str
 """What a parameter can hold; sizes are bytes, rates bytes per second, times milliseconds."""
@@ -106,9 +107,24 @@ ALIASES: Mapping[str, str] = MappingProxyType({"x-multifd-channels": "multifd-ch
 """Spellings of earlier QEMU versions."""
 
 
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "block-bitmap-mapping": NO_STORAGE,
+        "vcpu-dirty-limit": NO_DIRTY_RING,
+        "x-vcpu-dirty-limit-period": NO_DIRTY_RING,
+    }
+)
+"""QEMU's parameters that this machine has no use for, and why; `query-migrate-parameters` does not show them."""
+
+
 def canonical(name: str) -> str:
-    """The present name of parameter `name`; raises MigrationError (`invalid-argument`) if there is none."""
+    """The present name of parameter `name`.
+
+    Raises MigrationError: `invalid-argument` if there is none, `unsupported` for one that only QEMU has.
+    """
     name = ALIASES.get(name, name)
+    if name in REFUSED:
+        raise migration_error("unsupported", f"parameter {name!r} cannot be set: {REFUSED[name]}")
     if name not in PARAMETERS:
         raise migration_error("invalid-argument", f"there is no migration parameter {name!r}")
     return name

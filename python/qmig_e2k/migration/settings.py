@@ -73,7 +73,7 @@ class Settings:
                 self.only_migratable = _switch(text, value)
             elif candidate in CAPABILITIES or candidate in capabilities.ALIASES:
                 switched.append((candidate, _switch(text, value)))
-            elif candidate in PARAMETERS or candidate in parameters.ALIASES:
+            elif candidate in PARAMETERS or candidate in parameters.ALIASES or candidate in parameters.REFUSED:
                 changed[parameters.canonical(candidate)] = _parameter(text, candidate, value)
             else:
                 continue

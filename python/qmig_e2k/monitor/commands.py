@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 from qmig_e2k._core import Command, MigrationError
 from qmig_e2k.migration.capabilities import ALIASES as CAPABILITY_ALIASES
-from qmig_e2k.migration.capabilities import CAPABILITIES
+from qmig_e2k.migration.capabilities import CAPABILITIES, NO_DIRTY_RING, NO_STORAGE
 from qmig_e2k.migration.incoming import incoming
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.outgoing import migrate, resume_switchover
 from qmig_e2k.migration.parameters import ALIASES as PARAMETER_ALIASES
-from qmig_e2k.migration.parameters import PARAMETERS, Parameter
+from qmig_e2k.migration.parameters import PARAMETERS, REFUSED, Parameter
 from qmig_e2k.monitor import hmp
 from qmig_e2k.monitor.schema import (
     ANYTHING,
@@ -134,7 +134,7 @@ def _pmemsave(call: Call) -> None:
 def _migrate(call: Call) -> None:
     for name in ("blk", "inc"):
         if call.arguments.get(name):
-            raise CommandError(f"'{name}' is not supported: this machine has no block devices")
+            raise CommandError(f"'{name}' is not supported: {NO_STORAGE}")
     if call.arguments.get("resume"):
         raise CommandError("nothing can be resumed: " + _POSTCOPY)
     migrate(call.machine, call["uri"], call.taken_fd(call["uri"]))
@@ -168,6 +168,12 @@ def _prefault(call: Call) -> None:
     block.prefault(call["offset"], call["length"])
 
 
+def _object_add(call: Call) -> None:
+    kind = call["qom-type"]
+    reason = _OBJECTS.get(kind, "this machine takes no objects")
+    raise CommandError(f"object-add of {kind!r} is not supported: {reason}")
+
+
 def _refusal(reason: str) -> Entry:
     def run(call: Call) -> None:
         raise CommandError(f"{call.command.name} is not supported: {reason}")
@@ -186,9 +192,17 @@ def _kind(parameter: Parameter) -> Kind:
 
 
 _POSTCOPY = "postcopy is not built yet in this version of qmig_e2k"
+_X509 = "use certificates (tls-creds-x509) once TLS is there; it is not built yet in this version of qmig_e2k"
+_OBJECTS = {
+    "tls-creds-psk": "pre-shared keys are not taken; " + _X509,
+    "tls-creds-anon": "credentials that prove nothing are not taken; " + _X509,
+    "tls-creds-x509": "TLS is not built yet in this version of qmig_e2k",
+}
+"""Objects that QEMU takes for a migration, and why this machine does not."""
 _CAPABILITY = Struct({"capability": Enum((*CAPABILITIES, *CAPABILITY_ALIASES)), "state": BOOL})
 _PARAMETERS = {name: _kind(parameter) for name, parameter in PARAMETERS.items()}
 _PARAMETERS |= {alias: _PARAMETERS[name] for alias, name in PARAMETER_ALIASES.items()}
+_PARAMETERS |= dict.fromkeys(REFUSED, Kind())  # whatever the value, the parameter itself is refused
 
 COMMANDS: Mapping[str, Entry] = MappingProxyType(
     {
@@ -217,6 +231,10 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "migrate-recover": _refusal(_POSTCOPY),
         "migrate-pause": _refusal(_POSTCOPY),
         "announce-self": _refusal("this machine has no network device"),
+        "object-add": Entry(_object_add, Struct({"qom-type": STR, "id": STR}, anything=True)),
+        **dict.fromkeys(
+            ("set-vcpu-dirty-limit", "cancel-vcpu-dirty-limit", "query-vcpu-dirty-limit"), _refusal(NO_DIRTY_RING)
+        ),
         "x-verify": Entry(_verify),
         "x-add-blocker": Entry(lambda call: {"id": call.machine.add_blocker(call["reason"])}, Struct({"reason": STR})),
         "x-del-blocker": Entry(lambda call: call.machine.del_blocker(call["id"]), Struct({"id": Int()})),

@@ -12,7 +12,7 @@ use qmig_core::channel::Uri;
 use qmig_core::control::{Control, Status};
 use qmig_core::ram::Block;
 use qmig_core::recv::Incoming;
-use qmig_core::wire::{DecoderOptions, Event, Output, ReturnMessage};
+use qmig_core::wire::{Advise, Command, DecoderOptions, Event, Output, ReturnMessage};
 use qmig_core::{Error, ErrorKind};
 
 const RAM: u64 = 4096;
@@ -90,6 +90,20 @@ fn a_stream_without_ram_is_refused_at_the_fence_and_at_the_end() {
     for error in [refusal(|stream| stream.ping(2)), refusal(Output::eof)] {
         assert_eq!((error.kind, error.path.as_str()), (ErrorKind::MissingSection, "ram"), "{error}");
         assert!(error.offset.is_some());
+    }
+}
+
+#[test]
+fn a_command_of_a_feature_that_is_not_here_comes_with_its_remedy() {
+    let advise = Command::PostcopyAdvise(Some(Advise { page_sizes: 4096, target_page: 4096 }));
+    for (command, name, remedy) in [
+        (advise, "POSTCOPY_ADVISE", "switch `postcopy-ram` off at the source"),
+        (Command::PostcopyAdvise(None), "POSTCOPY_ADVISE", "switch `dirty-bitmaps` off at the source"),
+        (Command::EnableColo, "ENABLE_COLO", "switch `x-colo` off at the source"),
+    ] {
+        let error = refusal(|stream| stream.command(&command));
+        assert_eq!((error.kind, error.offset.is_some()), (ErrorKind::Unsupported, true));
+        assert_eq!(error.message, format!("command {name} is not built yet; {remedy}"));
     }
 }
 

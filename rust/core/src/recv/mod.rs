@@ -181,7 +181,8 @@ impl Incoming {
             }
             Command::SwitchoverStart => Ok(()),
             other => {
-                Err(Error::new(ErrorKind::Unsupported, format!("command {} belongs to a feature that is not built yet", other.name())))
+                let text = format!("command {} is not built yet; {}", other.name(), remedy(other));
+                Err(Error::new(ErrorKind::Unsupported, text))
             }
         }
     }
@@ -212,6 +213,15 @@ impl Incoming {
 
     fn link(&self) -> MutexGuard<'_, Link> {
         lock(&self.link)
+    }
+}
+
+/// What to do at the source about a command of a feature that is not here.
+fn remedy(command: &Command) -> &'static str {
+    match command {
+        Command::PostcopyAdvise(None) => "switch `dirty-bitmaps` off at the source",
+        Command::EnableColo => "switch `x-colo` off at the source",
+        _ => "switch `postcopy-ram` off at the source",
     }
 }
 
