@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qmig_e2k.e2k.cpu.parts import Part, mask
+from qmig_e2k.e2k.cpu.parts import Part, array, mask
 from qmig_e2k.e2k.hooks import require
 from qmig_e2k.e2k.registers import word, words
 from qmig_e2k.vmstate import uint8, uint32, uint64
@@ -43,19 +43,19 @@ def _check(cpu: Any, _version: int) -> None:
     index, aasr = cpu.index, cpu.aasr
     good = aasr & ~_AASR_BITS == 0 and aasr >> 7 in _LDS
     require(good, "C27", "cpu %d: invalid AASR 0x%x", index, aasr, field="aasr")
-    low = cpu.aad[::2]
+    low = array(cpu.aad)[::2]
     bad = (low & _AAD_ZERO != 0) | (low & _AAD_UNDEFINED == _AAD_UNDEFINED)
     if bad.any():
         at = int(bad.argmax())
         require(False, "C28", "cpu %d: invalid AAD%u", index, at, field=f"aad[{2 * at}]")
     if cpu.isa <= 4:
         for name in _INDICES:
-            bad = getattr(cpu, name) & _HIGH
+            bad = array(getattr(cpu, name)) & _HIGH
             if bad.any():
                 at = int((bad != 0).argmax())
                 require(False, "C28", "cpu %d: invalid AAD%u", index, at, field=f"{name}[{at}]")
     require(cpu.aaincr[0] == 1, "C29", "cpu %d: invalid AAU state", index, field="aaincr[0]")
-    bad = cpu.aalda & _AALDA_ZERO
+    bad = np.asarray(cpu.aalda, np.uint8) & _AALDA_ZERO
     if bad.any():
         at = int((bad != 0).argmax())
         require(False, "C29", "cpu %d: invalid AAU state", index, field=f"aalda[{at}]")
@@ -82,7 +82,7 @@ AAU = Part(
 
 
 def _check_prefetch(cpu: Any, _version: int) -> None:
-    instr, progress = cpu.instr, cpu.cdi | cpu.ldi
+    instr, progress = array(cpu.instr), array(cpu.cdi) | array(cpu.ldi)
     bad = (instr & _FMT == 0) & (instr | progress != 0)
     if cpu.isa <= 4:
         bad |= progress & _HIGH != 0
@@ -96,6 +96,6 @@ AAU_PREFETCH = Part(
     words("instr", uint64, AREAS),
     words("cdi", uint64, AREAS),
     words("ldi", uint64, AREAS),
-    needed=lambda cpu: bool(np.any(cpu.instr)),
+    needed=lambda cpu: bool(array(cpu.instr).any()),
     check=_check_prefetch,
 )

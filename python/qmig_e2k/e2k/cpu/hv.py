@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from qmig_e2k.e2k.cpu.parts import Part
+from qmig_e2k.e2k.cpu.parts import Part, array
 from qmig_e2k.e2k.hooks import require
 from qmig_e2k.e2k.registers import word, words
 from qmig_e2k.vmstate import uint32, uint64
@@ -17,8 +15,8 @@ _HW_VIRT = 1 << 24
 
 def _check(cpu: Any, _version: int) -> None:
     for count, name in ((cpu.intc_cu_num, "intc_info_cu"), (cpu.intc_mu_num, "intc_info_mu")):
-        info = getattr(cpu, name)
-        if count > len(info) or np.any(info[count:]):
+        info = array(getattr(cpu, name))
+        if count > len(info) or info[count:].any():
             require(False, "C36", "cpu %d: invalid intercept info", cpu.index, field=name)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qmig_e2k.e2k.hooks import CheckError, require
-from qmig_e2k.e2k.registers import Group, Register
+from qmig_e2k.e2k.registers import Group, Register, Words64
 from qmig_e2k.vmstate import VMStateDescription, VMStateField, uint32_equal
 from qmig_e2k.vmstate.kinds import ScalarField
 
@@ -109,6 +109,11 @@ class Preset(VMStateField):
     def load(self, loader: Loader, obj: Any) -> None:
         """Set the value."""
         loader.put(self, obj, self._value(obj), self.peek(obj))
+
+
+def array(words: Any) -> Words64:
+    """`words` as 64-bit numbers, whatever the emulator keeps them in; no copy of what is such an array."""
+    return np.asarray(words, np.uint64)
 
 
 def mask(words: Any, bits: int) -> None:

@@ -33,7 +33,7 @@ def _refuse_without_tags(cpu: Any) -> None:
 
 
 def _check(cpu: Any, _version: int) -> None:
-    good = cpu.isa >= 5 or np.max(cpu.reg_tags) <= _OLD_BITS
+    good = cpu.isa >= 5 or max(bytes(cpu.reg_tags)) <= _OLD_BITS
     require(good, "C25", "cpu %d: subsection %s not valid for ISA v%u", cpu.index, TAGS.name, cpu.isa, field="tags")
 
 
