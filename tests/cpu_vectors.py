@@ -30,6 +30,7 @@ LAYOUT = {
     "cpu/fx_ext": "fx:u16[256]",
     "cpu/qp_hi": "regs_hi:u64[256]",
     "cpu/tags": "tags:u8[256]",
+    "cpu/crs": "crs:u64[4]",
     "cpu/loop64": "lsr1:u64 ilcr1:u64",
     "cpu/ctpr_hi": "ctpr_hi:u64[3]",
     "cpu/fp": "pfpfr:u32=0x1f80 fpcr:u32=0x37f fpsr:u32",
@@ -41,6 +42,7 @@ LAYOUT = {
     "cpu/mmu": "cr:u64 pid:u64 u2_pptb:u64 u_vptb:u64 u_pptb:u64 trap_point:u64 trap_count:u64 mpt_b:u64 pci_l_b:u64 "
     "us_cl_d:u64 ph_h_b:u64 used_4kb_dtlb:u64 used_dtlb_mpt_dw:u64 apic_base:u64=0xfee0_0000 hw0:u64 pid2:u64 "
     "ph_hi_l_b:u64 ph_hi_h_b:u64 tlu_cache:u64",
+    "cpu/mmu_sec": "mtrr:u64[33] pat:u64 pdpte:u64[4]",
     "cpu/mmu_v6": "os_vptb:u64 os_pptb:u64 os_vab:u64",
     "cpu/trap": "nr_tirs:i32=-1 tir_frozen:u32 tir_lo:u64[19] tir_hi:u64[19] sbbp:u64[32] sbbp_pos:u32 rpr:u64[2] "
     "upsrm:u32",
@@ -49,6 +51,9 @@ LAYOUT = {
     "cpu/dam": "dam:u64[32]",
     "cpu/mlt": "mlt:u64[48]",
     "cpu/clw": "us_cl:u64[6]",
+    "cpu/segments": "seg:u64[12]",
+    "cpu/os_v6": "oscutd:u64 oscuir:u32",
+    "cpu/v7": "osr1:u64 usincr:u64 t_off:u64 madmr:u64 dimar23:u64[2]",
     "cpu/hv": "hv_stacks:u64[8] sh_pshtp:u64 sh_pcshtp:u32 sh_wd:u64 sh_oscud:u64[2] sh_osgd:u64[2] sh_oscutd:u64 "
     "sh_oscuir:u32 sh_osr0:u64 sh_core_mode:u32 virt_ctrl:u64[2] gid_gp_pptb:u64[2] sh_mmu:u64[5] intc_cu_num:u32 "
     "intc_info_cu:u64[6] intc_mu_num:u32 intc_info_mu:u64[77] g_preempt_tmr:u64",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cpu_streams import MAIN, cpu, join, load, save, split, values
-from cpu_vectors import VECTORS, State, Vector
+from cpu_vectors import LAYOUT, VECTORS, State, Vector, pack
 from qmig_e2k import vmstate
 from qmig_e2k._core import Reader, Writer
 from qmig_e2k.e2k.cpu import CPU, CPU_COMMON, GROUPS
@@ -17,6 +17,7 @@ from qmig_e2k.errors import StreamError
 if TYPE_CHECKING:
     from qmig_e2k.e2k.cpu import Cpu
 
+RESET = {"e8c": {"isa": 4, "idr": 0x2207}, "v7": {"isa": 7, "idr": 0x220E}}
 NAMES = [vector.name for vector in VECTORS]
 COMMON = 8
 """Bytes of `cpu_common`."""
@@ -48,6 +49,20 @@ def load_both(obj: Cpu, raw: bytes) -> None:
     for description in (CPU_COMMON, CPU):
         vmstate.load(description, obj, reader, 1)
     assert reader.offset == len(raw)
+
+
+@pytest.mark.parametrize("model", RESET)
+@pytest.mark.parametrize("name", LAYOUT)
+def test_every_group_is_the_specifications_table(name: str, model: str) -> None:
+    """Order, types and reset values: those that no vector has too."""
+    writer, fields = Writer(), [row for group_name, group in GROUPS if group_name == name for row in group.FIELDS]
+    vmstate.save(vmstate.VMStateDescription(name, fields=fields), cpu(model), writer)
+    assert writer.getvalue() == pack(name, RESET[model])
+    assert [row.name for row in fields] == [row.split(":")[0] for row in LAYOUT[name].split()]
+
+
+def test_order_of_the_groups() -> None:
+    assert list(dict.fromkeys(name for name, _ in GROUPS)) == list(LAYOUT)
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=NAMES)
