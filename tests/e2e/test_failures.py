@@ -405,25 +405,31 @@ def test_the_same_address_can_be_taken_again_at_once(tmp_path):
 def test_a_descriptor_that_was_handed_over_is_closed_when_refused():
     import os
 
+    def blocked(vm, fd):
+        number = vm.add_blocker("no")
+        try:
+            vm.migrate("fd:x", fd=fd)
+        finally:
+            vm.del_blocker(number)
+
     with pair(size=SIZE) as (source, destination):
         source.vm.start()
-        number = source.vm.add_blocker("no")
-        for refused in (
-            lambda fd: source.vm.migrate("tcp:127.0.0.1:1", fd=fd),
-            lambda fd: source.vm.migrate("file:/dev/null", fd=fd),
-            lambda fd: destination.vm.incoming("defer", fd=fd),
-            lambda fd: destination.vm.incoming("tcp:127.0.0.1:0", fd=fd),
-            lambda fd: source.vm.migrate("fd:x", fd=fd),
-            lambda fd: source.vm.incoming("fd:x", fd=fd),
-            lambda fd: destination.vm.incoming("teleport:x", fd=fd),
+        for refused, kind in (
+            (lambda fd: source.vm.migrate("tcp:127.0.0.1:1", fd=fd), "invalid-argument"),
+            (lambda fd: source.vm.migrate("file:/dev/null", fd=fd), "invalid-argument"),
+            (lambda fd: destination.vm.incoming("defer", fd=fd), "invalid-argument"),
+            (lambda fd: destination.vm.incoming("tcp:127.0.0.1:0", fd=fd), "invalid-argument"),
+            (lambda fd: blocked(source.vm, fd), "blocked"),
+            (lambda fd: source.vm.incoming("fd:x", fd=fd), "invalid-state"),
+            (lambda fd: destination.vm.incoming("teleport:x", fd=fd), "bad-uri"),
         ):
             here, there = os.pipe()
-            with pytest.raises(MigrationError):
+            with pytest.raises(MigrationError) as caught:
                 refused(here)
+            assert caught.value.kind == kind
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(here)
             os.close(there)
-        source.vm.del_blocker(number)
 
 
 def test_mistakes_in_handlers_end_the_migration_and_nothing_else():
