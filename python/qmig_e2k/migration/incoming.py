@@ -84,7 +84,8 @@ class _Destination:
             self._arrive()
         except BaseException as error:  # noqa: BLE001  the handle raises it to whoever waits
             failure = as_migration_error(error)
-            log.warning("incoming migration failed: %s", failure)
+            level = logging.INFO if failure.kind == "cancelled" else logging.WARNING  # `quit`, or what was asked for
+            log.log(level, "incoming migration failed: %s", failure)
             # in this order: as soon as the status is final, another attempt may listen at the same address
             self._answer(1)
             self._control.fail_incoming(str(failure))
