@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import UUID
 
 from qmig_e2k._core import MigrationError, __version__, check_uri
+from qmig_e2k.errors import migration_error
 from qmig_e2k.migration.parameters import parse_size
 
 __all__ = ["main"]
@@ -147,7 +148,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="wait for a migration at URI; defer: until migrate-incoming",
     )
     add("-loadvm", metavar="NAME", help="not built yet")
-    add("--snapshot-dir", type=Path, metavar="DIR", help="where snapshots are kept")
+    add("--snapshot-dir", metavar="DIR", help="not built yet")
     add("-name", metavar="NAME", help="name of the machine (query-name)")
     add("-uuid", type=UUID, metavar="UUID", help="UUID of the machine, compared if validate-uuid is on")
     add("--only-migratable", "-only-migratable", action="store_true", help="refuse whatever would block a migration")
@@ -186,12 +187,10 @@ def _serve(options: argparse.Namespace) -> int:
 
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="qmig-e2k: %(message)s")
-    if options.loadvm is not None:
-        print(
-            f"qmig-e2k serve: -loadvm {options.loadvm}: snapshots are not built yet; use --incoming file:PATH",
-            file=sys.stderr,
-        )
-        return 1
+    for option, value in (("-loadvm", options.loadvm), ("--snapshot-dir", options.snapshot_dir)):
+        if value is not None:
+            remedy = "migrate to file:PATH, and start from it with --incoming file:PATH"
+            raise migration_error("unsupported", f"{option} {value}: snapshots are not built yet; {remedy}")
     machine, tags = options.machine
     serve(
         Options(

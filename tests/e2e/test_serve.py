@@ -370,7 +370,8 @@ def run(*arguments):
         (["serve", "--qmp", "qmp.sock"], 2, "qmp.sock"),
         (["serve", "--qmp", "tcp:127.0.0.1"], 2, "tcp:127.0.0.1"),
         (["serve", "--qmp", "unix:/nonexistent/qmp"], 1, "/nonexistent/qmp"),
-        (["serve", "-loadvm", "x"], 1, "not built"),
+        (["serve", "-loadvm", "x"], 1, "-loadvm x: snapshots are not built yet"),
+        (["serve", "--snapshot-dir", "/tmp"], 1, "--snapshot-dir /tmp: snapshots are not built yet"),
         (["serve", "--mem", "memfd", "--mem-path", "x"], 2, "--mem-path"),
         (["analyze", "file", "--json"], 1, "not built"),
         (["lab", "faults", "--ram", "1G"], 1, "not built"),
@@ -384,6 +385,14 @@ def test_exit_status_and_one_line(arguments, status, named):
     assert named in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("incoming", ["tcp:127.0.0.1:0", "defer", None])
+def test_quit_has_nothing_to_say(serve, incoming):
+    peer = serve("-m", "4M", incoming=incoming)
+    peer.command("quit")
+    assert peer.process.wait(20) == 0
+    assert peer.words() == ""
 
 
 def test_a_taken_address(tmp_path, serve):
