@@ -21,6 +21,7 @@ from qmig_e2k.errors import StreamError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from qmig_e2k.e2k import Machine
     from qmig_e2k.vmstate import VMStateDescription
 
 State = dict[str, Any]
@@ -166,6 +167,14 @@ def plain(value: Any) -> Any:
 def state(description: VMStateDescription, obj: Any) -> State:
     """Every value that a description knows of, by attribute."""
     return {row.attribute: plain(getattr(obj, row.attribute)) for row in rows(description)}
+
+
+def machine_state(machine: Machine) -> dict[str, State]:
+    """Every value of every device of a machine, by description and number."""
+    made = {}
+    for index, device in enumerate(machine.devices):
+        made[f"{index} {device.description.name}"] = state(device.description, device.obj)
+    return made
 
 
 def put(obj: Any, attribute: str, value: Any) -> None:
