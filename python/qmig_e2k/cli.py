@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from uuid import UUID
@@ -24,6 +25,8 @@ Handler = Callable[[argparse.Namespace], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:
+        return _complete(parser)
     options = parser.parse_args(arguments)
     handler: Handler = options.handler
     try:
@@ -36,6 +39,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 1
+
+
+def _complete(parser: argparse.ArgumentParser) -> int:
+    """Answer the shell, which asks for the words that may come next."""
+    try:
+        import argcomplete  # noqa: PLC0415  an extra that may be missing
+    except ImportError:
+        print("qmig-e2k: completion needs argcomplete: pip install 'qmig_e2k[cli]'", file=sys.stderr)
+        return 1
+    argcomplete.autocomplete(parser)  # ends the process
+    return 0
+
+
+def _suggest(action: argparse.Action, words: Callable[[], Iterable[str]]) -> None:
+    """Words to offer for a value that is not one of a fixed list."""
+    action.completer = lambda **_: words()  # type: ignore[attr-defined]  # argcomplete looks for it
+
+
+def _models() -> Iterable[str]:
+    from qmig_e2k.e2k.models import MODELS  # noqa: PLC0415  only `serve` and the shell need it
+
+    return MODELS
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,7 +133,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     serve = commands.add_parser("serve", help="one process, one machine, controlled over QMP", allow_abbrev=False)
     add = serve.add_argument
-    add(
+    machine = add(
         "-M",
         dest="machine",
         type=_machine,
@@ -116,7 +141,8 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="TYPE[,tags=on]",
         help="e2k (default), e2k-qemu or none",
     )
-    add("-cpu", metavar="MODEL", help="CPU model, e8c when not given")
+    _suggest(machine, lambda: ("e2k", "e2k-qemu", "none"))
+    _suggest(add("-cpu", metavar="MODEL", help="CPU model, e8c when not given"), _models)
     add("-smp", type=int, metavar="N", help="vCPUs, 1 to 8, default 1 (none: 0)")
     add(
         "-m",
@@ -140,13 +166,14 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("-bios", type=Path, metavar="FILE", help="raw bytes for the firmware")
     add("-kernel", type=Path, metavar="FILE", help="raw bytes instead of firmware (on none: into RAM at 0)")
     add("-S", dest="paused", action="store_true", help="do not start the guest")
-    add(
+    incoming = add(
         "--incoming",
         "-incoming",
         type=_incoming,
         metavar="URI",
         help="wait for a migration at URI; defer: until migrate-incoming",
     )
+    _suggest(incoming, lambda: ("defer", "tcp:", "unix:", "fd:", "exec:", "file:"))
     add("-loadvm", metavar="NAME", help="not built yet")
     add("--snapshot-dir", metavar="DIR", help="not built yet")
     add("-name", metavar="NAME", help="name of the machine (query-name)")
@@ -169,12 +196,13 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="set a switch, capability or parameter; repeatable",
     )
     add("--format", choices=("2.9", "7.2", "10.0"), default="7.2", help="whose stream this side writes, default 7.2")
-    add(
+    guest = add(
         "--guest",
         default="idle",
         metavar="SPEC",
         help="model guest: idle, seq, random or zipf[,threads=N][,wss=SIZE][,rate=N][,read=F]",
     )
+    _suggest(guest, lambda: ("idle", "seq", "random", "zipf"))
     add("--seed", type=int, default=0, metavar="N", help="seed of the model guest")
     add("-v", "--verbose", action="store_true", help="log more")
     serve.set_defaults(handler=_serve)
