@@ -260,7 +260,7 @@ def check_uri(uri: str) -> None:
 
 @final
 class Outgoing:
-    """The source of one migration. Called in this order from one Python thread: connect, setup, run (repeatedly), finish, close."""
+    """The source of one migration. Called in this order from one Python thread: connect, setup, run (repeatedly), finish or postcopy, close."""
 
     def __new__(
         cls,
@@ -281,14 +281,18 @@ class Outgoing:
         """The channel has a return path. Valid after connect."""
     def setup(self, head: bytes, sections: Sequence[bytes | None]) -> None:
         """Send file header and configuration (`head`), the return-path commands, then every START section in handler order; None stands for RAM's own."""
-    def run(self, pending: int = 0) -> Literal["switchover", "iterate"]:
+    def run(self, pending: int = 0) -> Literal["switchover", "iterate", "postcopy"]:
         """RAM rounds until the machine should be stopped. `pending`: bytes that Python's live handlers still hold; with it, returns "iterate" once a turn so that
-        they can write their PART sections. Raises MigrationError on failure and cancel."""
+        they can write their PART sections. "postcopy": `start_postcopy` was called; stop the machine and call `postcopy`. Raises MigrationError on failure and cancel."""
     def write(self, data: bytes) -> None:
         """Complete PART sections of Python's live handlers; counted against the rate limit."""
     def finish(self, ends: Sequence[bytes | None], full: bytes, tail: bytes) -> None:
         """The machine is stopped: END sections in handler order (None: RAM's), all FULL sections, fence, check that no writer is left, commit, `tail` (EOF, description),
         and the destination's word. Raises MigrationError; whether the machine is still ours is `Control.owned()`."""
+    def postcopy(self, full: bytes, ends: Sequence[bytes] = ()) -> None:
+        """The machine is stopped: END sections of Python's live handlers (`ends`), all FULL sections (`full`, no EOF, no description), the hand-over, then the memory
+        as the destination asks for it. One call until the destination has everything; a lost connection is waited out in it (status `postcopy-paused`). Raises
+        MigrationError; whether the machine is still ours is `Control.owned()`."""
     def close(self) -> None:
         """Close channels, stop dirty logging. Idempotent."""
 

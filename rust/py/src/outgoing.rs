@@ -102,6 +102,7 @@ impl Outgoing {
         self.detached(py, |outgoing| outgoing.run(pending)).map(|step| match step {
             Step::Switchover => "switchover",
             Step::Iterate => "iterate",
+            Step::Postcopy => "postcopy",
         })
     }
 
@@ -112,6 +113,12 @@ impl Outgoing {
     fn finish(&self, py: Python<'_>, ends: Vec<Option<Bound<'_, PyBytes>>>, full: &[u8], tail: &[u8]) -> PyResult<()> {
         let ends = borrow(&ends);
         self.detached(py, |outgoing| outgoing.finish(&ends, full, tail))
+    }
+
+    #[pyo3(signature = (full, ends = Vec::new()))]
+    fn postcopy(&self, py: Python<'_>, full: &[u8], ends: Vec<Bound<'_, PyBytes>>) -> PyResult<()> {
+        let ends: Vec<_> = ends.iter().map(PyBytesMethods::as_bytes).collect();
+        self.detached(py, |outgoing| outgoing.postcopy(&ends, full))
     }
 
     fn close(&self, py: Python<'_>) {

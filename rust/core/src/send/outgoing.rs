@@ -60,6 +60,8 @@ pub enum Step {
     Switchover,
     /// Other live handlers may write their PART sections now.
     Iterate,
+    /// Postcopy was asked for: stop the machine and call `postcopy`.
+    Postcopy,
 }
 
 /// The source of one migration.
@@ -239,6 +241,13 @@ impl Outgoing {
         let done = if self.commits_after_finish { self.end_file(tail) } else { self.end_channel(tail) };
         self.note(Phase::Switchover, begun);
         done
+    }
+
+    /// The machine is stopped and the destination shall run it at once: END sections of the other live handlers (`ends`), device state
+    /// (`full`), and then the memory as it is asked for. Returns when the destination has everything.
+    pub fn postcopy(&mut self, ends: &[&[u8]], full: &[u8]) -> Result<()> {
+        let _ = (ends, full);
+        Err(Error::new(ErrorKind::Unsupported, "the source side of postcopy is not there yet"))
     }
 
     /// Close channels, stop dirty logging. Idempotent.
