@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,23 @@ def test_a_busy_machine_moves(serve, tmp_path, uri):
     source.command("system_reset")
     assert source.run_state() == "prelaunch"
     assert verify(destination) >= before > 0
+
+
+@pytest.mark.parametrize("model", ["e8c", "e16c"])
+def test_a_busy_machine_with_4_cpus_moves_on_and_on(serve, model):
+    guest = ["-m", "64M", "-smp", "4", "-cpu", model, "--guest", "random,wss=16M,rate=200000"]
+    peers = [serve(*guest, "--seed", "3", machine="e2k")]
+    peers += [serve(*guest, machine="e2k", incoming="defer") for _ in range(2)]
+    steps = 0
+    for peer in peers:
+        peer.command("cont")
+    for source, destination in pairwise(peers):
+        move(source, destination)
+        assert (source.run_state(), destination.run_state()) == ("postmigrate", "running")
+        after = verify(destination)
+        assert after > steps
+        steps = after
+        destination.command("cont")
 
 
 def test_a_busy_machine_whose_memory_is_a_file(serve, tmp_path):
