@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qmig_e2k import vmstate
+from qmig_e2k import Vm, vmstate
 from qmig_e2k._core import Reader, Writer
 from qmig_e2k.e2k import MODELS, OPTIONS, BlockSpec, Machine, build, resolve
 from qmig_e2k.e2k.cpu import CPU, Cpu
@@ -16,6 +16,9 @@ from qmig_e2k.e2k.full import E2K_MACHINE
 from qmig_e2k.e2k.machines import FIRMWARE_BASE
 from qmig_e2k.errors import MigrationError, StreamError
 from qmig_e2k.savevm import GlobalState, Profile, Registry, VirtualClock, save_full
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MIB = 1 << 20
 
@@ -53,6 +56,56 @@ def test_types_and_blocks() -> None:
     public.set_guest_state([[1] * 16])
     bare = build("none", MIB)
     assert (bare.wire_name, bare.blocks, bare.devices) == ("none", [BlockSpec("ram", MIB)], [])
+
+
+GIB = 1 << 30
+HIGH_RAM = 0x4_0000_0000
+
+
+@pytest.mark.parametrize("kernel_size", [None, 5 * MIB + 1])
+@pytest.mark.parametrize("tags", [False, True])
+@pytest.mark.parametrize("size", [128 * MIB, 2 * GIB, 2 * GIB + 4096, 8 * GIB])
+def test_vector_35_blocks_and_memory_map(size: int, tags: bool, kernel_size: int | None) -> None:
+    if tags and size % 65536:
+        with pytest.raises(MigrationError, match="multiple of 65536"):
+            build("e2k", size, tags=tags)
+        return
+    hardware = build("e2k", size, tags=tags, kernel_size=kernel_size)
+    image = ("e2k.firmware", 16 * MIB) if kernel_size is None else ("e2k.kernel", 5 * MIB + 4096)
+    assert [(block.name, block.size) for block in hardware.blocks] == [
+        ("e2k.ram", size),
+        image,
+        *([("e2k.ram-tags", size // 16)] if tags else []),
+    ]
+    with Vm(hardware) as vm:
+        blocks = {block.name: vm.add_ram(block.name, block.size) for block in hardware.blocks}
+        places = [(part.block.name, part.address, part.offset, part.length) for part in vm.machine.memory_map]
+        low = min(size, 2 * GIB)
+        expected = [("e2k.ram", 0, 0, low)]
+        if size > low:
+            expected.append(("e2k.ram", HIGH_RAM, low, size - low))
+        if kernel_size is None:
+            expected.append(("e2k.firmware", 0x1_0000_0000, 0, 16 * MIB))
+        assert places == expected
+        blocks["e2k.ram"].write(size - 4, b"last")
+        end = low if size == low else HIGH_RAM + size - low
+        assert b"".join(vm.machine.read_physical(end - 4, 4)) == b"last"
+        with pytest.raises(MigrationError, match="no RAM at guest physical address"):
+            vm.machine.read_physical(end - 4, 5).__next__()
+
+
+def test_blocks_are_announced_by_length(tmp_path: Path) -> None:
+    hardware = build("e2k", 512 * MIB, tags=True)
+    with Vm(hardware) as vm:
+        for block in hardware.blocks:
+            vm.add_ram(block.name, block.size)
+        vm.migrate(f"file:{tmp_path}/stream").wait(40)
+    with (tmp_path / "stream").open("rb") as stream:
+        head = stream.read(200)
+    begin = head.index(b"\x03ram")
+    announced = [(b"e2k.ram", 512), (b"e2k.ram-tags", 32), (b"e2k.firmware", 16)]
+    wanted = b"".join(bytes([len(name)]) + name + (size * MIB).to_bytes(8, "big") for name, size in announced)
+    assert wanted in head[begin:]
 
 
 FRONT = [("e2k-machine", 0), ("PCIBUS", 0), ("PCIBUS", 1), ("e2k-iommu", 0), ("timer", 0), ("ram", 0)]
