@@ -241,12 +241,12 @@ class Loader:
         if description.pre_load is not None:
             self._hook("pre_load", start, description.pre_load, obj)
         if version == description.version_id:
-            for step in description.steps:
-                if isinstance(step, Run):
-                    with Place():
+            with Place():
+                for step in description.steps:
+                    if isinstance(step, Run):
                         step.load(self, obj)
-                else:
-                    self._rows((step,), obj, version)
+                    else:
+                        self._rows((step,), obj, version)
         else:
             self._rows(description.plan, obj, version)
         self._subsections(description, obj)
