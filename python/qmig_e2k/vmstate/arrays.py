@@ -123,7 +123,7 @@ class ArrayField(VMStateField):
             return None
         size = count * kind.size
         entries = array_entry(label, kind.name, kind.size, count)
-        return Shape(f"{size}s", size, entries, array=(kind.native, kind.dtype, count))
+        return Shape(f"{size}s", size, entries, array=(kind.native, kind.dtype, (count,)))
 
     def _save_each(self, saver: Saver, values: Sequence[Any]) -> int:
         """Elements of no fixed size; returns the first one's."""

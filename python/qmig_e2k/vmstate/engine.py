@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qmig_e2k._core import Reader
 from qmig_e2k.errors import MigrationError
 from qmig_e2k.vmstate.description import MISSING, Format, VMStateDescription, VMStateField
-from qmig_e2k.vmstate.refusal import Place, Refusal
+from qmig_e2k.vmstate.refusal import Place, Refusal, pass_on
 from qmig_e2k.vmstate.runs import Row, Run
 
 if TYPE_CHECKING:
@@ -189,14 +189,20 @@ class Saver:
 
 
 class Loader:
-    """One load: the reader, and what is needed to take everything back."""
+    """One load: the reader, and what is needed to take everything back.
 
-    __slots__ = ("_open", "_undo", "reader")
+    Attributes:
+        reader: positioned at what comes next.
+        undo_log: functions with their arguments, to be called from last to first.
+    """
+
+    __slots__ = ("_open", "_seen_ahead", "reader", "undo_log")
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self._open: list[VMStateDescription] = []
-        self._undo: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        self._seen_ahead = -1, b""
+        self.undo_log: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
 
     # -- values
 
@@ -207,19 +213,21 @@ class Loader:
         owner, name = field.owner(obj), field.attribute
         if isinstance(owner, MutableMapping):
             owner[name] = value
-            self._undo.append((owner.__setitem__, (name, old)) if old is not MISSING else (owner.__delitem__, (name,)))
+            self.undo_log.append(
+                (owner.__setitem__, (name, old)) if old is not MISSING else (owner.__delitem__, (name,))
+            )
         else:
             setattr(owner, name, value)
-            self._undo.append((setattr, (owner, name, old)) if old is not MISSING else (delattr, (owner, name)))
+            self.undo_log.append((setattr, (owner, name, old)) if old is not MISSING else (delattr, (owner, name)))
 
     def on_undo(self, function: Callable[..., object], *arguments: Any) -> None:
         """What restores a container that is about to be changed in place."""
-        self._undo.append((function, arguments))
+        self.undo_log.append((function, arguments))
 
     def undo(self) -> None:
         """Give every changed value back."""
-        while self._undo:
-            function, arguments = self._undo.pop()
+        while self.undo_log:
+            function, arguments = self.undo_log.pop()
             function(*arguments)
 
     # -- descriptions
@@ -241,12 +249,14 @@ class Loader:
         if description.pre_load is not None:
             self._hook("pre_load", start, description.pre_load, obj)
         if version == description.version_id:
-            with Place():
+            try:
                 for step in description.steps:
                     if isinstance(step, Run):
                         step.load(self, obj)
                     else:
                         self._rows((step,), obj, version)
+            except Exception as error:  # noqa: BLE001 - passed on
+                pass_on(error)
         else:
             self._rows(description.plan, obj, version)
         self._subsections(description, obj)
@@ -289,26 +299,17 @@ class Loader:
         self._hook("load_state_old", start, old, obj, self.reader, version)
 
     def _hook(self, name: str, start: int, hook: Callable[..., object], *arguments: Any) -> None:
-        with Place(None, start):
+        try:
             check_hook(hook(*arguments), name)
+        except Exception as error:  # noqa: BLE001 - passed on
+            pass_on(error, None, start)
 
     def _subsections(self, owner: VMStateDescription, obj: Any) -> None:
         """Read the subsections that the coming bytes announce for `owner` (spec/stream.md 3.6)."""
-        prefix = owner.wire_name
+        reader = self.reader
         seen: set[bytes] = set()
-        while True:
-            head = self.reader.peek(1)
-            if head != b"\x05":
-                return
-            head = self.reader.peek(2)
-            if len(head) < 2 or head[1] < len(prefix) + 1:
-                return
-            length = 2 + head[1]
-            head = self.reader.peek(length)
-            if len(head) < length or not head.startswith(prefix, 2):
-                return
-            name = head[2:]
-            start = self.reader.offset
+        while (name := self._announced(len(owner.wire_name) + 1)) is not None and name.startswith(owner.wire_name):
+            start = reader.offset
             sub = owner.parts.get(name)
             if sub is None:
                 if any(name in outer.parts for outer in self._open):
@@ -318,9 +319,30 @@ class Loader:
             if name in seen:
                 raise Refusal(f"subsection {sub.name} comes twice", start)
             seen.add(name)
-            with Place(sub.name, start):
-                self.reader.skip(length)
-                self.body(sub, obj, self.reader.u32())
+            try:
+                reader.skip(2 + len(name))
+                self.body(sub, obj, reader.u32())
+            except Exception as error:  # noqa: BLE001 - passed on
+                pass_on(error, sub.name, start)
+
+    def _announced(self, shortest: int) -> bytes | None:
+        """Name of the subsection that the coming bytes announce, if it has `shortest` bytes at least."""
+        reader = self.reader
+        at, name = self._seen_ahead
+        if at == reader.offset:
+            # a description that has ended has looked at it before
+            return name if len(name) >= shortest else None
+        if reader.peek(1) != b"\x05":
+            return None
+        head = reader.peek(2)
+        if len(head) < 2 or head[1] < shortest:
+            return None
+        length = 2 + head[1]
+        head = reader.peek(length)
+        if len(head) < length:
+            return None
+        self._seen_ahead = reader.offset, head[2:]
+        return head[2:]
 
 
 def _quietly(hook: Callable[[Any], object], obj: Any) -> None:

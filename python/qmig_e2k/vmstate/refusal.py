@@ -5,7 +5,7 @@ It never leaves the engine: `save` turns it into a MigrationError, `load` into a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from qmig_e2k.errors import MigrationError, StreamError, migration_error, stream_error
 
@@ -75,6 +75,16 @@ class Refusal(Exception):  # noqa: N818 - a refusal is the word
         return error
 
 
+def pass_on(error: Exception, part: str | None = None, offset: int | None = None) -> NoReturn:
+    """What `Place` does at its end, for where a `with` costs too much: called in an `except Exception`."""
+    refusal = Refusal.of(error, offset)
+    if part is not None:
+        refusal.within(part)
+    if refusal is error:
+        raise error
+    raise refusal from error
+
+
 class Place:
     """`with Place(part, offset):` makes a refusal of every exception inside and names the part it came from.
 
@@ -93,8 +103,4 @@ class Place:
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not isinstance(error, Exception):
             return
-        refusal = Refusal.of(error, self.offset)
-        if self.part is not None:
-            refusal.within(f"[{self.part}]" if isinstance(self.part, int) else self.part)
-        if refusal is not error:
-            raise refusal from error
+        pass_on(error, f"[{self.part}]" if isinstance(self.part, int) else self.part, self.offset)

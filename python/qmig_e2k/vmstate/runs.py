@@ -42,14 +42,14 @@ class Shape:
         code: for `struct`; what fills arrays and buffers is a string, holes are padding.
         size: bytes.
         entries: JSON entries.
-        array: the elements' type in numpy and on the wire, and how many there are; None: no array.
+        array: the elements' type in numpy and on the wire, and the array's shape; None: no array.
         accept: gives the value to keep from what arrived and the present one, or refuses; None: what arrived.
     """
 
     code: str
     size: int
     entries: Sequence[dict[str, Any]]
-    array: tuple[np.dtype[Any], np.dtype[Any], int] | None = None
+    array: tuple[np.dtype[Any], np.dtype[Any], tuple[int]] | None = None
     accept: Callable[[Any, Any], Any] | None = None
 
 
@@ -92,10 +92,10 @@ class Run:
     def save(self, saver: Saver, obj: Any) -> bool:
         """Write all fields; False if they have to be written one by one (then nothing was)."""
         try:
-            values = self._values(obj)
-            for i, native, wire, count in self._arrays:
+            values = list(self._values(obj))
+            for i, native, wire, shape in self._arrays:
                 value = values[i]
-                if not _plain(value, native, count):
+                if type(value) is not np.ndarray or value.dtype != native or value.shape != shape:
                     return False
                 values[i] = value.astype(wire).tobytes()
             for i, size in self._buffers:
@@ -120,31 +120,32 @@ class Run:
         if not self._put(loader, obj, raw):
             loader.replay(self.rows, obj, raw, start)
 
-    def _values(self, obj: Any) -> list[Any]:
+    def _values(self, obj: Any) -> tuple[Any, ...]:
         if type(obj) is dict:
-            return list(self._items(obj))
+            return self._items(obj)
         if isinstance(obj, Mapping):
             raise TypeError("left to the fields")
-        return list(self._attributes(obj))
+        return self._attributes(obj)
 
     def _put(self, loader: Loader, obj: Any, raw: bytes) -> bool:
         """Give all fields what arrived; False if they have to do it one by one."""
+        undo = loader.undo_log.append
         try:
             old = self._values(obj)
             new = list(self._struct.unpack(raw))
             for i, accept in self._accepting:
                 new[i] = accept(new[i], old[i])
-            for i, native, wire, count in self._arrays:
+            for i, native, wire, shape in self._arrays:
                 value = old[i]
-                if not _plain(value, native, count):
+                if type(value) is not np.ndarray or value.dtype != native or value.shape != shape:
                     return False
-                loader.on_undo(np.copyto, value, value.copy())
+                undo((np.copyto, (value, value.copy())))
                 value[:] = np.frombuffer(new[i], wire)
             for i, size in self._buffers:
                 value = old[i]
                 if type(value) is not bytearray or len(value) != size:
                     return False
-                loader.on_undo(value.__setitem__, _WHOLE, bytes(value))
+                undo((value.__setitem__, (_WHOLE, bytes(value))))
                 value[:] = new[i]
         except Exception:  # noqa: BLE001 - the field that it came from will tell
             return False
@@ -155,10 +156,10 @@ class Run:
         except Exception:  # noqa: BLE001
             self._put_back(put, obj, old)
             return False
-        loader.on_undo(self._put_back, put, obj, old)
+        undo((self._put_back, (put, obj, old)))
         return True
 
-    def _put_back(self, put: Callable[[Any, str, Any], None], obj: Any, old: list[Any]) -> None:
+    def _put_back(self, put: Callable[[Any, str, Any], None], obj: Any, old: tuple[Any, ...]) -> None:
         """Give the scalars their values back, up to one that cannot be set: it was not, nor those behind it."""
         with suppress(Exception):
             for i, name in self._scalars:
@@ -211,8 +212,3 @@ def _getter(make: Callable[..., Any], names: Sequence[str]) -> Callable[[Any], t
         return lambda _: ()
     single = make(*names)
     return lambda obj: (single(obj),)
-
-
-def _plain(value: Any, native: np.dtype[Any], count: int) -> bool:
-    """A one-dimensional array of exactly this type and length."""
-    return type(value) is np.ndarray and value.dtype == native and value.shape == (count,)
