@@ -1,10 +1,12 @@
 //! qmig-core: live migration of an emulated machine, wire-compatible with QEMU.
 //!
 //! Every hot path of the project and no Python: bytes and meaning (`wire`), guest memory and what dirties it (`ram`),
-//! pages in other forms (`page`), stored streams (`stored`), transports (`channel`), the two sides of a migration (`send`,
-//! `recv`), their state and ownership (`control`), the QMP transport (`monitor`) and the deterministic model guest (`guest`).
+//! pages in other forms (`page`), stored streams (`stored`), transports (`channel`), memory whose pages come late (`postcopy`),
+//! the two sides of a migration (`send`, `recv`), their state and ownership (`control`), the QMP transport (`monitor`) and the
+//! deterministic model guest (`guest`).
 //!
-//! Dependencies point one way: sys, error ← wire ← page ← stored, ram ← channel ← control ← send, recv ← guest, monitor.
+//! Dependencies point one way: sys, error ← wire ← page ← stored, ram ← channel ← postcopy ← control ← send, recv ← guest,
+//! monitor.
 //! `unsafe` lives in `sys` only. There is no global state, and no thread that this crate does not own.
 #![deny(unsafe_code)]
 
@@ -14,6 +16,7 @@ pub mod error;
 pub mod guest;
 pub mod monitor;
 pub mod page;
+pub mod postcopy;
 pub mod ram;
 pub mod recv;
 pub mod send;

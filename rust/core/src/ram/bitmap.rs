@@ -227,9 +227,47 @@ impl AtomicBitmap {
     pub fn set_range(&self, range: Range<usize>) {
         assert!(range.start <= range.end && range.end <= self.len, "bits {range:?} of a bitmap of {}", self.len);
         for_words(&range, |word, mask| {
-            self.words[word].fetch_or(mask, Ordering::AcqRel);
+            self.words[word].fetch_or(mask, Ordering::SeqCst);
         });
         self.any.store(true, Ordering::Release);
+    }
+
+    /// Is the bit set? Then what was stored before it was set is visible.
+    pub fn get(&self, bit: usize) -> bool {
+        assert!(bit < self.len, "bit {bit} of a bitmap of {}", self.len);
+        self.words[bit / BITS].load(Ordering::SeqCst) >> (bit % BITS) & 1 != 0
+    }
+
+    /// Sets the bit; true if it was clear. Of many that try, one is told so.
+    pub fn set(&self, bit: usize) -> bool {
+        assert!(bit < self.len, "bit {bit} of a bitmap of {}", self.len);
+        let was = self.words[bit / BITS].fetch_or(1 << (bit % BITS), Ordering::SeqCst);
+        self.any.store(true, Ordering::Release);
+        was >> (bit % BITS) & 1 == 0
+    }
+
+    /// Clears the bit; true if it was set. Of many that try, one is told so.
+    pub fn test_and_clear(&self, bit: usize) -> bool {
+        assert!(bit < self.len, "bit {bit} of a bitmap of {}", self.len);
+        self.words[bit / BITS].fetch_and(!(1 << (bit % BITS)), Ordering::SeqCst) >> (bit % BITS) & 1 != 0
+    }
+
+    /// Clears a range.
+    pub fn clear_range(&self, range: Range<usize>) {
+        assert!(range.start <= range.end && range.end <= self.len, "bits {range:?} of a bitmap of {}", self.len);
+        for_words(&range, |word, mask| {
+            self.words[word].fetch_and(!mask, Ordering::SeqCst);
+        });
+    }
+
+    /// The first `len` bits as they are now, or a little later.
+    pub fn snapshot(&self, len: usize) -> Bitmap {
+        assert!(len <= self.len, "{len} bits of a bitmap of {}", self.len);
+        let mut words: Vec<u64> = self.words[..len.div_ceil(BITS)].iter().map(|word| word.load(Ordering::SeqCst)).collect();
+        if let (Some(last), false) = (words.last_mut(), len.is_multiple_of(BITS)) {
+            *last &= u64::MAX >> (BITS - len % BITS);
+        }
+        Bitmap { words, len }
     }
 
     /// Moves every set bit below `into.len()` to `into`, and drops the rest; how many bits are new there.

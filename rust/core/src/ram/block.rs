@@ -215,7 +215,7 @@ impl Block {
         self.explicit
     }
 
-    pub(super) fn memory(&self) -> &Mapping {
+    pub(crate) fn memory(&self) -> &Mapping {
         &self.memory
     }
 

@@ -11,6 +11,7 @@ pub mod target;
 
 pub use bitmap::{AtomicBitmap, Bitmap};
 pub use block::{Backing, Block, BlockOptions};
+pub(crate) use dirty::Lease;
 pub use dirty::{DirtyLog, DirtyLogKind, DirtyMode};
 pub use list::RamList;
 pub use target::PageTarget;

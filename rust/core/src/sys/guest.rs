@@ -30,6 +30,14 @@ impl GuestRange<'_> {
         self.base.as_ptr()
     }
 
+    /// A part of it. Panics outside.
+    #[must_use]
+    pub fn part(&self, offset: usize, len: usize) -> Self {
+        assert!(offset <= self.len && len <= self.len - offset, "{offset:#x}+{len:#x} of a range of {:#x}", self.len);
+        // Inside a range, so not null.
+        Self { base: NonNull::new(self.base.as_ptr().wrapping_add(offset)).unwrap_or(self.base), len, memory: PhantomData }
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.len

@@ -183,7 +183,8 @@ impl Mapping {
         Ok(Self { base, len, page_size, nature, under, owner: Owner::Caller })
     }
 
-    fn ask_huge(&self, thp: bool) {
+    /// Asks for transparent huge pages, or refuses them.
+    pub(crate) fn ask_huge(&self, thp: bool) {
         // Refused by kernels built without huge pages: then there is nothing to ask for.
         let _ = self.advise(0, self.len, if thp { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage });
     }

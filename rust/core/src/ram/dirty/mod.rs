@@ -77,12 +77,12 @@ pub(super) fn probe(block: &Arc<Block>) -> Result<()> {
     wp_async::WpAsync::open(Lease::take(block)?)?.probe()
 }
 
-/// The right to watch a block, which one has at a time.
+/// The right to watch a block, which one has at a time: a dirty log or a fault handler.
 #[derive(Debug)]
-struct Lease(Arc<Block>);
+pub(crate) struct Lease(Arc<Block>);
 
 impl Lease {
-    fn take(block: &Arc<Block>) -> Result<Self> {
+    pub(crate) fn take(block: &Arc<Block>) -> Result<Self> {
         if block.leased.swap(true, Ordering::AcqRel) {
             let text = format!("block {:?} is in a migration already; end that one first", block.name());
             return Err(Error::new(ErrorKind::InvalidState, text));
