@@ -46,7 +46,7 @@ def run(what: str, *, runs: int = 5, programs: Path | None = None, out: Path | N
         bare_loop = programs / "bare_loop" if programs else None
         results = [*precopy.run(runs, bare_loop, say), *precopy.downtime(runs, say), *precopy.resident(say)]
     elif what == "vmstate":
-        results = vmstate.run(runs, say)
+        results = vmstate.run(runs)
     elif programs is not None:
         results = dirty.run(runs, programs / "dirty_scan", say)
     else:
@@ -59,7 +59,7 @@ def run(what: str, *, runs: int = 5, programs: Path | None = None, out: Path | N
         "phases": {},
         "results": results,
     }
-    print(table(results))  # noqa: T201
+    print((vmstate.table if what == "vmstate" else table)(results))  # noqa: T201
     if out is not None:
         out.write_text(json.dumps(record, indent=1) + "\n")
     return 0
