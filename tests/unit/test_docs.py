@@ -2,6 +2,8 @@
 
 import re
 
+from qmig_e2k.e2k import OPTIONS, build, cpu, devices
+from qmig_e2k.savevm import GlobalState, Profile, Registry, VirtualClock
 from support import REPOSITORY
 
 
@@ -20,3 +22,23 @@ def test_every_make_target_explains_itself():
     explained = set(re.findall(r"^([a-z-]+):.* ## \S", makefile, re.MULTILINE))
     wanted = "help venv build dev test test-long lint fmt demo bench docs fuzz doctor clean".split()
     assert explained >= set(wanted)
+
+
+def test_every_section_of_the_machine_e2k_has_a_row():
+    page = (REPOSITORY / "docs/reference/e2k-machine.md").read_text()
+    rows = [[re.findall("`(.*?)`", cell) for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    sections = {name: row[2] for row in rows if len(row) == 4 for name in row[0]}
+    sent = {}
+    for model in ("e8c", "e16c"):
+        registry = Registry()
+        hardware = build("e2k", 1 << 20, model=model, options=OPTIONS)
+        hardware.register(registry, VirtualClock(), GlobalState(Profile()))
+        order = list(dict.fromkeys(entry.idstr for entry in registry))
+        assert [name for name in sections if name in order] == order
+        sent |= {entry.idstr: entry.handler for entry in registry}
+    assert set(sections) == set(sent)
+    public = vars(cpu) | vars(devices)
+    for name, exported in sections.items():
+        if exported:
+            assert sent[name].description is public[exported[0]]
+            assert isinstance(sent[name].obj, public[exported[1]])

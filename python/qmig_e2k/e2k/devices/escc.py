@@ -95,8 +95,8 @@ def _check_channel(channel: Any, _version: int) -> None:
 
 def _prepare(escc: Any) -> object:
     """pre_save: the queues of keyboards and mice have no layout."""
-    serial = all(getattr(channel, "channel_type", SERIAL) == SERIAL for channel in escc.chn)
-    require(serial, "K02", "escc: channel type not migratable")
+    if any(getattr(channel, "channel_type", SERIAL) != SERIAL for channel in escc.chn):
+        raise ValueError("escc: channel type not migratable")
     return before_save(escc)
 
 
