@@ -229,6 +229,23 @@ class Control:
     def cancel(self) -> bool:
         """migrate_cancel: channels shut down; outgoing: status cancelling; incoming, whose source has connected and has no promise yet: it fails.
         False if there was nothing to cancel or the machine may be the other side's. Never blocks."""
+    # postcopy: everything here works while Python is stuck in a missing page, and none of it waits for the peer
+    def start_postcopy(self) -> None:
+        """migrate-start-postcopy: the outgoing migration switches as soon as it can. Raises MigrationError (`invalid-state`) without
+        the capability `postcopy-ram` and without a migration; harmless when asked again or too late."""
+    def pause(self) -> None:
+        """migrate-pause: cut the connection of the outgoing migration in postcopy, else of the incoming one; the status becomes
+        `postcopy-paused` a moment later. Raises `invalid-state` if neither is `postcopy-active` or `postcopy-recover`."""
+    def recover(self, uri: str, fd: int | None = None) -> None:
+        """migrate-recover: the paused incoming migration listens at `uri` (tcp:, unix:, or fd: with a connected socket, `fd` owned from here
+        on) instead of anywhere before; `socket-address` of query-migrate says where. Raises `invalid-state` unless it is
+        `postcopy-paused`, `bad-uri`, `listen`."""
+    def resume(self, uri: str, fd: int | None = None) -> None:
+        """migrate with `resume`: the paused outgoing migration connects to `uri`. Returns at once; a connection that cannot be made leaves it
+        `postcopy-paused` with the reason in `error-desc`. The last URI given counts. Raises `invalid-state` unless it is
+        `postcopy-paused`, and with the capability `release-ram`."""
+    def fault_latency(self) -> str | None:
+        """JSON of the present or last incoming postcopy: {phase: {count, p50, p90, p99, p999, max, ...}} in ns; None without one."""
     # incoming
     def begin_incoming(self) -> None:
         """Emits MIGRATION setup as 7.2 does; the status stays none. Raises `invalid-state` if one is under way; a failed one may be followed by another."""

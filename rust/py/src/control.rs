@@ -5,11 +5,13 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use qmig_core::channel::Uri;
 use qmig_core::control::{self as core, Parameters, Phase, RunState, Session, Status, Subscription};
 use qmig_core::{Error, ErrorKind};
 use serde_json::Value;
 
 use crate::error::to_py;
+use crate::outgoing::owned;
 
 /// How long a wait may last before signals (Ctrl-C) are looked at.
 const SIGNAL_SLICE: Duration = Duration::from_millis(500);
@@ -157,6 +159,32 @@ impl Control {
 
     fn cancel(&self) -> bool {
         self.0.cancel()
+    }
+
+    fn start_postcopy(&self) -> PyResult<()> {
+        self.0.start_postcopy().map_err(|e| to_py(&e))
+    }
+
+    fn pause(&self) -> PyResult<()> {
+        self.0.pause().map_err(|e| to_py(&e))
+    }
+
+    #[pyo3(signature = (uri, fd = None))]
+    fn recover(&self, py: Python<'_>, uri: &str, fd: Option<i32>) -> PyResult<()> {
+        let fd = owned(fd)?;
+        let uri = Uri::parse(uri).map_err(|e| to_py(&e))?;
+        py.detach(|| self.0.recover_incoming(&uri, fd)).map_err(|e| to_py(&e))
+    }
+
+    #[pyo3(signature = (uri, fd = None))]
+    fn resume(&self, uri: &str, fd: Option<i32>) -> PyResult<()> {
+        let fd = owned(fd)?;
+        let uri = Uri::parse(uri).map_err(|e| to_py(&e))?;
+        self.0.resume_outgoing(&uri, fd).map_err(|e| to_py(&e))
+    }
+
+    fn fault_latency(&self) -> Option<String> {
+        self.0.fault_latency().map(|phases| phases.to_string())
     }
 
     fn begin_incoming(&self) -> PyResult<()> {

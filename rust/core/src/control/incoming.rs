@@ -3,14 +3,31 @@
 //! A destination that has answered the fence, or seen the end, may own the machine: from then on nothing here cuts it off. Both
 //! that moment and a cancel go through one lock, so that one of them comes first.
 
+use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value, json};
 
 use super::hub::Hub;
+use super::links::Links;
 use super::status::{Status, StatusWord};
-use crate::channel::Cancel;
+use crate::channel::{Cancel, Listener, Uri};
 use crate::{Error, ErrorKind, Result};
+
+/// What is measured of faults, asked for whenever somebody looks. Must not block.
+pub struct FaultReport {
+    /// The phases of `x-fault-latency`.
+    pub latency: Box<dyn Fn() -> Value + Send + Sync>,
+    /// Total and per-vCPU blocktime in ms.
+    pub blocktime: Box<dyn Fn() -> (u64, Vec<u64>) + Send + Sync>,
+}
+
+impl fmt::Debug for FaultReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultReport").finish_non_exhaustive()
+    }
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -20,6 +37,8 @@ struct State {
     /// What ends the load; none before a source has connected, and none once the machine may be here.
     cut: Option<Cancel>,
     cancelled: bool,
+    links: Option<Arc<Links<Arc<Listener>>>>,
+    report: Option<Arc<FaultReport>>,
 }
 
 #[derive(Debug)]
@@ -106,6 +125,74 @@ impl Incoming {
         cut.inspect(Cancel::set).is_some()
     }
 
+    pub(super) fn link(&self, whole: &Cancel) -> Arc<Links<Arc<Listener>>> {
+        let links = Links::new(whole);
+        self.lock().links = Some(links.clone());
+        links
+    }
+
+    fn links(&self) -> Option<Arc<Links<Arc<Listener>>>> {
+        self.lock().links.clone()
+    }
+
+    pub(super) fn pause(&self) {
+        if let Some(links) = self.links() {
+            links.cut();
+        }
+    }
+
+    pub(super) fn lose_link(&self, error: Error) -> bool {
+        if let Some(links) = self.links() {
+            links.lose();
+        }
+        let lost = self.status.change(
+            |now| {
+                let pauses = now.has_link();
+                if pauses {
+                    let mut state = self.lock();
+                    state.error = Some(error);
+                    state.addresses = None;
+                }
+                pauses.then_some(Status::PostcopyPaused)
+            },
+            |new| self.hub.migration_event(new),
+        );
+        lost.is_some()
+    }
+
+    /// The source goes on over the new connection.
+    pub(super) fn resumed(&self) -> bool {
+        let resumed = self.transition(Status::PostcopyRecover, Status::PostcopyActive);
+        if resumed {
+            self.lock().error = None;
+        }
+        resumed
+    }
+
+    pub(super) fn recover(&self, uri: &Uri, fd: Option<OwnedFd>) -> Result<()> {
+        let none = || Error::new(ErrorKind::InvalidState, "the incoming migration has no connection that could be replaced");
+        let links = self.links().ok_or_else(none)?;
+        // The same address may be asked for again, so the one before goes first.
+        links.withdraw();
+        self.set_addresses(None);
+        let listener = Listener::bind(uri, fd)?;
+        self.set_addresses(Some(listener.addresses()));
+        links.post(Arc::new(listener));
+        Ok(())
+    }
+
+    pub(super) fn set_report(&self, report: FaultReport) {
+        self.lock().report = Some(Arc::new(report));
+    }
+
+    fn report(&self) -> Option<Arc<FaultReport>> {
+        self.lock().report.clone()
+    }
+
+    pub(super) fn fault_latency(&self) -> Option<Value> {
+        self.report().map(|report| (report.latency)())
+    }
+
     pub(super) fn set_addresses(&self, addresses: Option<Value>) {
         self.lock().addresses = addresses;
     }
@@ -120,10 +207,18 @@ impl Incoming {
         if status != Status::None {
             into.insert("status".into(), status.name().into());
         }
-        if status == Status::Failed
+        if matches!(status, Status::Failed | Status::PostcopyPaused | Status::PostcopyRecover)
             && let Some(error) = &state.error
         {
             into.insert("error-desc".into(), error.to_string().into());
+        }
+        drop(state);
+        let Some(report) = self.report() else { return };
+        into.insert("x-fault-latency".into(), (report.latency)());
+        if self.hub.capability("postcopy-blocktime") && status == Status::Completed {
+            let (all, each) = (report.blocktime)();
+            into.insert("postcopy-blocktime".into(), all.into());
+            into.insert("postcopy-vcpu-blocktime".into(), each.into());
         }
     }
 

@@ -11,6 +11,7 @@ mod downtime;
 mod events;
 mod hub;
 mod incoming;
+mod links;
 mod parameters;
 mod run_state;
 mod session;
@@ -19,6 +20,7 @@ mod status;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde_json::{Map, Value, json};
@@ -28,13 +30,26 @@ use self::downtime::DowntimeRecord;
 pub use self::downtime::Phase;
 pub use self::events::{Event, QUEUE_LIMIT, Subscription, Waker};
 use self::hub::Hub;
+pub use self::incoming::FaultReport;
 use self::incoming::Incoming;
+pub use self::links::Links;
 pub use self::parameters::Parameters;
 pub use self::run_state::RunState;
 pub use self::session::{Ownership, Session};
 pub use self::status::Status;
-use crate::channel::Cancel;
+use crate::channel::{Address, Cancel, Listener, Uri};
 use crate::{Error, ErrorKind, Result};
+
+/// Postcopy talks both ways.
+fn two_way(uri: &Uri) -> Result<()> {
+    match uri.address() {
+        Address::Tcp(_) | Address::Unix(_) | Address::Fd(_) => Ok(()),
+        Address::Exec(_) | Address::File { .. } => Err(Error::new(
+            ErrorKind::BadUri,
+            format!("{uri}: this channel has no way back, which a recovery needs; use tcp:, unix: or fd: with a socket"),
+        )),
+    }
+}
 
 /// State of one machine's migrations.
 #[derive(Debug)]
@@ -158,6 +173,64 @@ impl Control {
         self.outgoing().is_some_and(|session| session.request_cancel()) || self.incoming.cancel()
     }
 
+    /// `migrate-start-postcopy`: the outgoing migration switches as soon as it can. `invalid-state` without the capability, or without
+    /// a migration.
+    pub fn start_postcopy(&self) -> Result<()> {
+        let refused = |text: &str| Err(Error::new(ErrorKind::InvalidState, text));
+        if !self.capability("postcopy-ram") {
+            return refused("postcopy cannot be started: switch the capability `postcopy-ram` on, on both sides, before the migration");
+        }
+        match self.outgoing() {
+            Some(session) => session.want_postcopy(),
+            None => return refused("postcopy cannot be started: no migration has begun"),
+        }
+        Ok(())
+    }
+
+    /// `migrate-pause`: cuts the connection of an outgoing migration in postcopy, or else of an incoming one; both sides then find
+    /// themselves in `postcopy-paused`. `invalid-state` if neither is in postcopy with a connection. Never blocks.
+    pub fn pause(&self) -> Result<()> {
+        if let Some(session) = self.outgoing().filter(|session| session.status().has_link()) {
+            session.pause();
+            return Ok(());
+        }
+        if self.incoming_status().has_link() {
+            self.incoming.pause();
+            return Ok(());
+        }
+        Err(self.not_in("migrate-pause", Status::PostcopyActive))
+    }
+
+    /// `migrate` with `resume`: a paused outgoing migration connects to `uri`. `invalid-state` if it is not paused, or if RAM was
+    /// released as it was sent. Does not wait for the connection, which query-migrate tells of; the last one asked for counts.
+    pub fn resume_outgoing(&self, uri: &Uri, fd: Option<OwnedFd>) -> Result<()> {
+        let session = self.outgoing().filter(|session| session.status() == Status::PostcopyPaused);
+        let session = session.ok_or_else(|| self.not_in("migrate with `resume`", Status::PostcopyPaused))?;
+        if self.capability("release-ram") {
+            let text = "this migration cannot be resumed: with `release-ram` the source has dropped what it had sent";
+            return Err(Error::new(ErrorKind::InvalidState, text));
+        }
+        two_way(uri)?;
+        session.resume(uri, fd);
+        Ok(())
+    }
+
+    /// `migrate-recover`: a paused incoming migration listens at `uri`, instead of wherever it listened before, and says where in
+    /// `socket-address`. `invalid-state` if it is not paused; `listen` and the like. Does not wait for the source.
+    pub fn recover_incoming(&self, uri: &Uri, fd: Option<OwnedFd>) -> Result<()> {
+        if self.incoming_status() != Status::PostcopyPaused {
+            return Err(self.not_in("migrate-recover", Status::PostcopyPaused));
+        }
+        two_way(uri)?;
+        self.incoming.recover(uri, fd)
+    }
+
+    fn not_in(&self, command: &str, needed: Status) -> Error {
+        let (out, incoming) = (self.outgoing_status().name(), self.incoming_status().name());
+        let text = format!("{command} needs a migration in `{}`: outgoing is `{out}`, incoming is `{incoming}`", needed.name());
+        Error::new(ErrorKind::InvalidState, text)
+    }
+
     /// Status of the incoming migration: `none` until a source has connected.
     pub fn incoming_status(&self) -> Status {
         self.incoming.status()
@@ -187,6 +260,32 @@ impl Control {
     /// What follows may give this side the machine, so no cancel is accepted any more. False if one came first: then it must not follow.
     pub fn settle_incoming(&self) -> bool {
         self.incoming.settle()
+    }
+
+    /// The connections of the incoming migration; `whole` ends it. Once for each, before its first connection.
+    pub fn link_incoming(&self, whole: &Cancel) -> Arc<Links<Arc<Listener>>> {
+        self.incoming.link(whole)
+    }
+
+    /// The connection of the incoming migration broke after the machine ran here: `postcopy-active` or `postcopy-recover` becomes
+    /// `postcopy-paused`, with the reason in `error-desc`. False in any other status.
+    pub fn pause_incoming(&self, error: Error) -> bool {
+        self.incoming.lose_link(error)
+    }
+
+    /// The source goes on over a new connection: `postcopy-recover` becomes `postcopy-active`.
+    pub fn resumed_incoming(&self) -> bool {
+        self.incoming.resumed()
+    }
+
+    /// What query-migrate shows of the faults of the incoming migration.
+    pub fn set_fault_report(&self, report: FaultReport) {
+        self.incoming.set_report(report);
+    }
+
+    /// The fault latencies of the present or last incoming postcopy (`x-fault-latency`); none without one.
+    pub fn fault_latency(&self) -> Option<Value> {
+        self.incoming.fault_latency()
     }
 
     /// Where the destination listens, in the shape of `socket-address`.

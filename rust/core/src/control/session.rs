@@ -7,10 +7,16 @@
 //!      └───────────────► Withdrawn ─────────────────► cancelled or failed: the machine goes on here
 //! ```
 //!
+//! One way leads back: in postcopy, a destination that never ran the machine says so, and `give_back` makes it ours again.
+//!
+//! Postcopy lives longer than its connection. `link` is the switch of the present one; a connection that breaks is no failure but
+//! `lose_link`, after which `wait_for_link` brings the next.
+//!
 //! `commit` is one compare-and-swap; a cancel and every failure go through the same word, so the machine is never run by both
 //! sides. The status becomes final in `finish` only (or by an explicit change to `completed`), which the owner calls when the
 //! machine is where it belongs: who sees a final status may act at once.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,8 +25,9 @@ use serde_json::{Map, Value, json};
 
 use super::counters::Counters;
 use super::hub::Hub;
+use super::links::Links;
 use super::status::{Status, StatusWord};
-use crate::channel::Cancel;
+use crate::channel::{self, Cancel, Channel, Uri};
 use crate::{Error, ErrorKind, Result};
 
 /// Who may run the machine.
@@ -41,7 +48,15 @@ struct Times {
     setup_start: Instant,
     setup: Option<Duration>,
     stopped: Option<Instant>,
+    handed_over: Option<Instant>,
     end: Option<Instant>,
+}
+
+/// Where to connect for a recovery.
+#[derive(Debug)]
+struct Target {
+    uri: Uri,
+    fd: Option<OwnedFd>,
 }
 
 /// One attempt to give the machine away.
@@ -58,21 +73,32 @@ pub struct Session {
     error: Mutex<Option<Error>>,
     times: Mutex<Times>,
     dirty_log: Mutex<Option<&'static str>>,
+    postcopy_wanted: AtomicBool,
+    /// The destination has recovered once: it ran the machine, whatever it may say.
+    recovered: AtomicBool,
+    links: Arc<Links<Target>>,
+    /// Why the last connection was lost, or could not be made.
+    link_error: Mutex<Option<Error>>,
 }
 
 impl Session {
     /// A new attempt in status `setup`. Fails with `io` when no descriptor is left.
     pub(super) fn new(hub: Arc<Hub>) -> Result<Self> {
         let now = Instant::now();
+        let cancel = Cancel::new()?;
         let session = Self {
-            cancel: Cancel::new()?,
+            links: Links::new(&cancel),
+            cancel,
             counters: Counters::default(),
             status: StatusWord::new(Status::None),
             ownership: AtomicU8::new(Ownership::Mine as u8),
             finished: AtomicBool::new(false),
             error: Mutex::new(None),
-            times: Mutex::new(Times { start: now, setup_start: now, setup: None, stopped: None, end: None }),
+            times: Mutex::new(Times { start: now, setup_start: now, setup: None, stopped: None, handed_over: None, end: None }),
             dirty_log: Mutex::new(None),
+            postcopy_wanted: AtomicBool::new(false),
+            recovered: AtomicBool::new(false),
+            link_error: Mutex::new(None),
             hub,
         };
         session.counters.expected_downtime.set(session.hub.parameters().downtime_limit);
@@ -186,6 +212,90 @@ impl Session {
         self.finished.load(Ordering::Acquire)
     }
 
+    /// `migrate-start-postcopy`: the switch is wanted as soon as possible.
+    pub(super) fn want_postcopy(&self) {
+        self.postcopy_wanted.store(true, Ordering::Release);
+    }
+
+    /// True once `migrate-start-postcopy` was asked for.
+    pub fn postcopy_wanted(&self) -> bool {
+        self.postcopy_wanted.load(Ordering::Acquire)
+    }
+
+    /// The switch of the present connection: every channel of it is opened with this one, so that `migrate-pause` ends them all.
+    pub fn link(&self) -> Result<Cancel> {
+        self.links.switch()
+    }
+
+    /// The connection broke in postcopy: everything of it is cut and the status becomes `postcopy-paused`. False in any other status,
+    /// and after an error; then it is a failure.
+    pub fn lose_link(&self, error: &Error) -> bool {
+        self.links.lose();
+        let lost = self.change(|now| {
+            let pauses = now.has_link() && !self.owned() && self.lock_error().is_none();
+            if pauses {
+                self.note_link_error(error.clone());
+            }
+            pauses.then_some(Status::PostcopyPaused)
+        });
+        lost.is_some()
+    }
+
+    /// In `postcopy-paused`: waits for `migrate` with `resume` and connects. The status becomes `postcopy-recover`. A connection that
+    /// cannot be made is shown by query-migrate, and the waiting goes on. Fails as `cancelled` when the session ends.
+    pub fn wait_for_link(&self) -> Result<Channel> {
+        let open = |target: Target, switch: &Cancel| channel::connect(&target.uri, target.fd, switch);
+        let channel = self.links.wait(open, |error| self.note_link_error(error))?;
+        self.recovered.store(true, Ordering::Release);
+        if self.transition(Status::PostcopyPaused, Status::PostcopyRecover) {
+            return Ok(channel);
+        }
+        Err(self.error().unwrap_or_else(|| Error::new(ErrorKind::Cancelled, "cancelled")))
+    }
+
+    /// The destination has acknowledged the recovery: `postcopy-recover` becomes `postcopy-active`.
+    pub fn resumed(&self) -> bool {
+        let resumed = self.transition(Status::PostcopyRecover, Status::PostcopyActive);
+        if resumed {
+            *self.link_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        resumed
+    }
+
+    pub(super) fn resume(&self, uri: &Uri, fd: Option<OwnedFd>) {
+        self.links.post(Target { uri: uri.clone(), fd });
+    }
+
+    /// `migrate-pause`: cuts the connection; whoever moves bytes finds it and pauses.
+    pub(super) fn pause(&self) {
+        self.links.cut();
+    }
+
+    fn note_link_error(&self, error: Error) {
+        *self.link_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    /// The destination said that it never ran the machine (SHUT with status 2): true if that can be, and then the machine is ours
+    /// again, with `error` as the reason why the migration failed.
+    pub fn give_back(&self, error: Error) -> bool {
+        let mut given = false;
+        self.change(|now| {
+            let possible = matches!(now, Status::PostcopyActive | Status::Device)
+                && self.lock_error().is_none()
+                && !self.recovered.load(Ordering::Acquire);
+            let (from, to) = (Ownership::Committed as u8, Ownership::Withdrawn as u8);
+            given = possible && self.ownership.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            if given {
+                self.record(error);
+            }
+            None
+        });
+        if given {
+            self.cancel.set();
+        }
+        given
+    }
+
     /// The connection stands: the setup stage is timed from here.
     pub fn mark_setup_start(&self) {
         self.lock_times().setup_start = Instant::now();
@@ -200,6 +310,11 @@ impl Session {
     /// The machine has just been stopped for the switchover: downtime counts from here.
     pub fn mark_stopped(&self) {
         self.lock_times().stopped = Some(Instant::now());
+    }
+
+    /// Postcopy: the machine has just been handed over, so the downtime ends here.
+    pub fn mark_handed_over(&self) {
+        self.lock_times().handed_over = Some(Instant::now());
     }
 
     /// Which dirty log the blocks use: `wp-async` or `explicit`.
@@ -242,9 +357,12 @@ impl Session {
             return;
         }
         into.insert("status".into(), status.name().into());
-        if status == Status::Failed
-            && let Some(error) = self.error()
-        {
+        let error = match status {
+            Status::Failed => self.error(),
+            Status::PostcopyPaused | Status::PostcopyRecover => self.link_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            _ => None,
+        };
+        if let Some(error) = error {
             into.insert("error-desc".into(), error.to_string().into());
         }
         if matches!(status, Status::Setup | Status::Cancelled | Status::Failed | Status::WaitUnplug | Status::Colo) {
@@ -255,7 +373,8 @@ impl Session {
         into.insert("total-time".into(), millis(total));
         match (status, times.end) {
             (Status::Completed, Some(end)) => {
-                into.insert("downtime".into(), millis(times.stopped.map_or(Duration::ZERO, |stop| end - stop)));
+                let running = times.handed_over.unwrap_or(end);
+                into.insert("downtime".into(), millis(times.stopped.map_or(Duration::ZERO, |stop| running - stop)));
             }
             _ => {
                 into.insert("expected-downtime".into(), self.counters.expected_downtime.get().into());

@@ -89,6 +89,11 @@ impl Status {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 
+    /// Postcopy with a connection, which may be lost or cut.
+    pub const fn has_link(self) -> bool {
+        matches!(self, Self::PostcopyActive | Self::PostcopyRecover)
+    }
+
     /// A cancel may still be asked for (7.2: every running state but `colo`; `cancelling` is on its way already).
     pub const fn is_cancellable(self) -> bool {
         !self.is_final() && !matches!(self, Self::None | Self::Cancelling | Self::Colo)

@@ -290,3 +290,129 @@ fn run_states() {
     let error = control.set_run_state(RunState::Postmigrate).unwrap_err();
     assert_eq!((error.kind, control.run_state()), (ErrorKind::InvalidState, RunState::Running));
 }
+
+/// A session whose machine was handed over, in `postcopy-active`.
+fn in_postcopy(control: &Control) -> Arc<Session> {
+    let session = control.begin_outgoing().unwrap();
+    assert!(session.transition(Status::Setup, Status::Active) && session.transition(Status::Active, Status::PostcopyActive));
+    assert!(session.commit());
+    session
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::Closed, "the peer closed the channel")
+}
+
+#[test]
+fn postcopy_is_asked_for_with_the_capability_only() {
+    let control = control(false);
+    assert_eq!(control.start_postcopy().unwrap_err().kind, ErrorKind::InvalidState);
+    control.set_capabilities(["postcopy-ram".to_owned()]);
+    assert!(control.start_postcopy().unwrap_err().message.contains("no migration"));
+    let session = control.begin_outgoing().unwrap();
+    assert!(!session.postcopy_wanted());
+    control.start_postcopy().unwrap();
+    assert!(session.postcopy_wanted());
+    session.finish();
+    assert!(!control.begin_outgoing().unwrap().postcopy_wanted(), "each migration is asked anew");
+}
+
+#[test]
+fn a_lost_link_pauses_after_the_commit_only() {
+    let control = control(true);
+    let events = control.subscribe(None);
+    let session = control.begin_outgoing().unwrap();
+    assert!(!session.lose_link(&lost()));
+    assert!(session.transition(Status::Setup, Status::Active) && session.transition(Status::Active, Status::PostcopyActive));
+    assert!(!session.lose_link(&lost()), "nothing was handed over: that is a failure");
+    assert!(session.commit());
+    assert!(session.lose_link(&lost()) && !session.lose_link(&lost()));
+    assert!(!control.cancel() && !session.owned());
+    let answer = control.query_migrate();
+    assert_eq!((&answer["status"], &answer["error-desc"]), (&json!("postcopy-paused"), &json!("the peer closed the channel")));
+    assert!(answer["ram"].is_object());
+    assert_eq!(read(&events), ["setup", "active", "postcopy-active", "postcopy-paused"]);
+}
+
+#[test]
+fn a_pause_cuts_the_link_and_a_resume_brings_the_next() {
+    let control = control(true);
+    let uri = Uri::parse("fd:x").unwrap();
+    assert_eq!(control.pause().unwrap_err().kind, ErrorKind::InvalidState);
+    assert_eq!(control.resume_outgoing(&uri, None).unwrap_err().kind, ErrorKind::InvalidState);
+    let session = in_postcopy(&control);
+    let events = control.subscribe(None);
+    for _ in 0..3 {
+        let link = session.link().unwrap();
+        control.pause().unwrap();
+        assert!(link.is_set() && !session.cancel.is_set());
+        assert!(session.lose_link(&lost()));
+        assert_eq!(control.pause().unwrap_err().kind, ErrorKind::InvalidState);
+        assert_eq!(control.resume_outgoing(&Uri::parse("exec:cat").unwrap(), None).unwrap_err().kind, ErrorKind::BadUri);
+        // the first cannot be opened and is told of; the waiting goes on
+        control.resume_outgoing(&uri, None).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| session.wait_for_link());
+            while !control.query_migrate()["error-desc"].as_str().unwrap().contains("no descriptor named") {
+                std::thread::yield_now();
+            }
+            let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            control.resume_outgoing(&uri, Some(ours.into())).unwrap();
+            let channel = waiting.join().unwrap().unwrap();
+            assert!(channel.two_way());
+        });
+        assert_eq!(session.status(), Status::PostcopyRecover);
+        assert!(session.resumed() && !session.resumed());
+    }
+    assert_eq!(read(&events), ["postcopy-paused", "postcopy-recover", "postcopy-active"].repeat(3));
+    session.finish();
+    assert_eq!(session.status(), Status::Completed);
+}
+
+#[test]
+fn released_memory_cannot_be_resumed() {
+    let control = control(false);
+    let session = in_postcopy(&control);
+    assert!(session.lose_link(&lost()));
+    control.set_capabilities(["release-ram".to_owned()]);
+    assert!(control.resume_outgoing(&Uri::parse("tcp:h:1").unwrap(), None).unwrap_err().message.contains("release-ram"));
+}
+
+#[test]
+fn a_machine_that_never_ran_is_given_back_once() {
+    let refused = || Error::new(ErrorKind::ReturnPath, "the destination never ran the machine");
+    let control = control(false);
+    let session = control.begin_outgoing().unwrap();
+    assert!(session.transition(Status::Setup, Status::Active) && !session.give_back(refused()));
+    assert!(session.transition(Status::Active, Status::PostcopyActive));
+    assert!(!session.give_back(refused()), "it was never given");
+    assert!(session.commit());
+    assert!(session.give_back(refused()) && !session.give_back(refused()));
+    assert!(control.owned() && session.cancel.is_set());
+    assert_eq!((session.finish(), session.error().unwrap().kind), (Status::Failed, ErrorKind::ReturnPath));
+
+    // who recovered has run it
+    let session = in_postcopy(&control);
+    assert!(session.lose_link(&lost()));
+    assert!(!session.give_back(refused()));
+    let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    control.resume_outgoing(&Uri::parse("fd:x").unwrap(), Some(ours.into())).unwrap();
+    session.wait_for_link().unwrap();
+    assert!(session.resumed());
+    assert!(!session.give_back(refused()) && !control.owned());
+}
+
+#[test]
+fn the_downtime_of_postcopy_ends_with_the_hand_over() {
+    let control = control(false);
+    let session = in_postcopy(&control);
+    session.mark_stopped();
+    session.mark_handed_over();
+    let end = std::time::Instant::now() + std::time::Duration::from_millis(30);
+    while std::time::Instant::now() < end {
+        std::thread::yield_now();
+    }
+    session.finish();
+    let answer = control.query_migrate();
+    assert!(answer["downtime"].as_u64().unwrap() < 30 && answer["total-time"].as_u64().unwrap() >= 30, "{answer}");
+}

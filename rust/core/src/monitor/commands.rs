@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::client::{Client, Mode};
 use super::request::{Answer, Arguments, QmpError};
+use crate::channel::{Address, Uri};
 use crate::control::Control;
-use crate::{Error, ErrorKind};
 
 /// A command answered here: its name and whether it may overtake (`exec-oob`).
 const ANSWERED: &[(&str, bool)] = &[
@@ -95,13 +95,20 @@ impl Facts {
                 client.names.remove(&name).map(|_| json!({})).ok_or_else(missing)
             }
             "migrate-recover" => {
-                arguments.string("uri")?;
+                let uri = arguments.string("uri")?;
                 arguments.end()?;
-                Err(not_in_postcopy(name, "postcopy-paused", control))
+                let uri = Uri::parse(&uri)?;
+                let fd = match uri.address() {
+                    Address::Fd(name) => client.names.remove(name),
+                    _ => None,
+                };
+                control.recover_incoming(&uri, fd)?;
+                Ok(json!({}))
             }
             "migrate-pause" => {
                 arguments.end()?;
-                Err(not_in_postcopy(name, "postcopy-active", control))
+                control.pause()?;
+                Ok(json!({}))
             }
             _ => {
                 arguments.end()?;
@@ -119,12 +126,6 @@ impl Facts {
             }
         }
     }
-}
-
-fn not_in_postcopy(name: &str, needed: &str, control: &Control) -> QmpError {
-    let (out, incoming) = (control.outgoing_status().name(), control.incoming_status().name());
-    let text = format!("{name} needs a migration in `{needed}`: outgoing is `{out}`, incoming is `{incoming}`");
-    Error::new(ErrorKind::InvalidState, text).into()
 }
 
 #[cfg(test)]
