@@ -202,7 +202,7 @@ def test_host_and_buses() -> None:
 
 def sections() -> dict[str, dict[str, Any]]:
     """Sections of `qemu-system-x86_64 -M pc`, by name: description and payload."""
-    recorded = json.loads((STREAMS / "qemu7-pc-sections.json").read_text())
+    recorded = json.loads((STREAMS / "sections" / "qemu7-pc.json").read_text())
     return {row["description"]["vmsd_name"]: row for row in recorded}
 
 

@@ -15,7 +15,7 @@ from qmig_e2k.e2k.devices import GPIO, I2C_SPI, LMSCON, LT, RTC, SPMC, Gpio, I2c
 from qmig_e2k.e2k.devices.rtc import periodic_ticks, put_time, read_time
 from support import STREAMS
 
-RECORDED = STREAMS / "qemu7-pc-sections.json"
+RECORDED = STREAMS / "sections" / "qemu7-pc.json"
 WATCHDOG_RESET = {"wd_prescaler": 0x1000, "wd_limit": 0x2FB2, "wd_timer": -1}
 
 
