@@ -406,8 +406,7 @@ class Monitor:
     def arm_exit(self, seconds: float) -> None:
         """`quit` or SIGTERM: if close() was not called within `seconds`, a core thread ends the process with status 0."""
     def handle_signals(self) -> None:
-        """Catch SIGTERM, SIGINT, SIGHUP, whichever threads there are; a core thread turns each into a `quit` command, then arm_exit. This thread, and
-        those that it starts later, mask them."""
+        """Mask SIGTERM, SIGINT, SIGHUP in this thread (call before others start); a core thread turns each into a `quit` command, then arm_exit."""
     def close(self) -> None: ...
 
 # ---- model guest (rust/py/src/guest.rs) -----------------------------------------------------------------------------

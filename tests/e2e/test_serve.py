@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -457,38 +456,6 @@ def test_quit_ends_even_a_process_whose_python_is_stuck(tmp_path):
         with QmpClient(f"unix:{path}", alive=lambda: process.poll() is None) as client, pytest.raises(ConnectionError):
             client.execute("quit")
         assert process.wait(20) == 0
-    assert not path.exists()
-
-
-THREADS_FIRST = """
-import os, sys, threading
-os.environ["OPENBLAS_NUM_THREADS"] = "4"
-import numpy
-numpy.ones((500, 500)) @ numpy.ones((500, 500))
-threading.Thread(target=threading.Event().wait, daemon=True).start()
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_is_a_quit_whichever_threads_were_there_before(tmp_path, number):
-    path = tmp_path / "qmp"
-    main = "from qmig_e2k.cli import main\nsys.exit(main(['serve', '-m', '4M', '--qmp', 'unix:' + sys.argv[1]]))"
-    with subprocess.Popen([sys.executable, "-c", THREADS_FIRST + main, str(path)]) as process:
-        with QmpClient(f"unix:{path}", alive=lambda: process.poll() is None) as client:
-            process.send_signal(number)
-            assert client.wait_event("SHUTDOWN")["data"]["reason"] == "host-qmp-quit"
-        assert process.wait(20) == 0
-    assert not path.exists()
-
-
-def test_a_signal_ends_a_stuck_process_whichever_threads_were_there_before(tmp_path):
-    path = tmp_path / "qmp"
-    with subprocess.Popen([sys.executable, "-c", THREADS_FIRST + STUCK, str(path)]) as process:
-        QmpClient(f"unix:{path}", alive=lambda: process.poll() is None).close()
-        begun = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-        assert time.monotonic() - begun < 15
     assert not path.exists()
 
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
+use rustix::net::sockopt;
 
 use super::cancel::{Registration, Wake};
 use super::exec::Command;
@@ -134,6 +135,14 @@ impl ReadHalf {
         self.deadline = Some(deadline);
     }
 
+    /// Bounds what the kernel keeps of bytes that nobody has read: a page that is waited for stands behind them.
+    pub fn bound(&self, bytes: usize) {
+        if let Some(link) = self.link.as_ref().filter(|link| link.kind == Kind::Socket) {
+            // A socket that refuses is slower, not wrong.
+            let _ = sockopt::set_socket_recv_buffer_size(&*link.fd, bytes);
+        }
+    }
+
     /// Reads and drops what still comes, until the peer ends or the deadline is over. Who closes a socket over unread bytes resets it,
     /// and the peer may lose the last word.
     pub fn drain(&mut self) {
@@ -212,6 +221,29 @@ impl WriteHalf {
     /// From here on a write that has to wait longer fails as `timeout`: for a time in which nothing can be cancelled.
     pub fn set_deadline(&mut self, deadline: Instant) {
         self.deadline = Some(deadline);
+    }
+
+    /// Bounds what the kernel keeps of bytes that the peer has not taken (`whole`), and that were not even sent (`unsent`), so that
+    /// what is written next is there soon. For sockets.
+    pub fn bound(&self, whole: usize, unsent: u32) {
+        if let Some(link) = self.link.as_ref().filter(|link| link.kind == Kind::Socket) {
+            // A socket that refuses is slower, not wrong; only TCP knows the second.
+            let _ = sockopt::set_socket_send_buffer_size(&*link.fd, whole);
+            let _ = io::set_unsent_low_water(link.fd.as_fd(), unsent);
+        }
+    }
+
+    /// Waits until something can be written: who decides only then what it is, can still decide for what is urgent.
+    pub fn room(&self) -> Result<()> {
+        match &self.link {
+            Some(link) if link.kind == Kind::Socket => link.wait(PollFlags::OUT, self.deadline),
+            _ => Ok(()),
+        }
+    }
+
+    /// The peer is on this machine.
+    pub fn is_local(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| super::tcp::is_local(&link.fd))
     }
 
     /// Writes all of `bytes`.

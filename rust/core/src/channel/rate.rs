@@ -107,6 +107,11 @@ impl<C: Clock> RateLimit<C> {
         }
     }
 
+    /// How long the window still lasts.
+    pub fn left(&self) -> Duration {
+        (*self.start() + WINDOW).saturating_sub(self.clock.now())
+    }
+
     /// If the window is over: its bytes and its length, and a new one begins.
     pub fn window_elapsed(&self) -> Option<(u64, Duration)> {
         let mut start = self.start();

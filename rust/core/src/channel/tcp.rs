@@ -123,7 +123,10 @@ pub(super) fn tune(fd: &OwnedFd) {
 }
 
 /// The peer is on this machine.
-fn is_local(fd: &OwnedFd) -> bool {
+pub(super) fn is_local(fd: &OwnedFd) -> bool {
+    if sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX) {
+        return true;
+    }
     let ip = |name| SocketAddr::try_from(name).ok().map(|address: SocketAddr| address.ip());
     let here = rustix::net::getsockname(fd).ok().and_then(ip);
     let there = rustix::net::getpeername(fd).ok().flatten().and_then(ip);

@@ -27,7 +27,7 @@ use super::counters::Counters;
 use super::hub::Hub;
 use super::links::Links;
 use super::status::{Status, StatusWord};
-use crate::channel::{self, Cancel, Channel, Uri};
+use crate::channel::{self, Cancel, Channel, Registration, Uri};
 use crate::{Error, ErrorKind, Result};
 
 /// Who may run the machine.
@@ -74,6 +74,8 @@ pub struct Session {
     times: Mutex<Times>,
     dirty_log: Mutex<Option<&'static str>>,
     postcopy_wanted: AtomicBool,
+    hurry: Cancel,
+    _hurried: Registration,
     /// The destination has recovered once: it ran the machine, whatever it may say.
     recovered: AtomicBool,
     links: Arc<Links<Target>>,
@@ -85,8 +87,11 @@ impl Session {
     /// A new attempt in status `setup`. Fails with `io` when no descriptor is left.
     pub(super) fn new(hub: Arc<Hub>) -> Result<Self> {
         let now = Instant::now();
-        let cancel = Cancel::new()?;
+        let (cancel, hurry) = (Cancel::new()?, Cancel::new()?);
+        let too = hurry.clone();
         let session = Self {
+            _hurried: cancel.register(Box::new(move || too.set())),
+            hurry,
             links: Links::new(&cancel),
             cancel,
             counters: Counters::default(),
@@ -215,6 +220,12 @@ impl Session {
     /// `migrate-start-postcopy`: the switch is wanted as soon as possible.
     pub(super) fn want_postcopy(&self) {
         self.postcopy_wanted.store(true, Ordering::Release);
+        self.hurry.set();
+    }
+
+    /// Set when postcopy is wanted, and with `cancel`: ends the sleeps of precopy.
+    pub fn hurry(&self) -> &Cancel {
+        &self.hurry
     }
 
     /// True once `migrate-start-postcopy` was asked for.

@@ -16,12 +16,18 @@
 //! Before the commit any failure leaves the machine ours; after it the machine never runs here again by itself. Channels
 //! without a return path commit before EOF is written; a file commits after its fsync, because nobody runs from it yet.
 
+mod background;
 mod batch;
 mod convergence;
+mod discard;
 mod outgoing;
+mod postcopy;
 mod ram_saver;
+mod records;
 mod return_path;
 mod stream;
+mod unsent;
+mod urgent;
 mod zero_scout;
 
 pub use outgoing::{Format, Options, Outgoing, Step};

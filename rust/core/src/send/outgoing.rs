@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::convergence::{Convergence, Verdict};
+use super::postcopy::{self, Plan};
 use super::ram_saver::{RamSaver, Turn};
 use super::return_path::ReturnPath;
 use super::stream::Stream;
-use crate::channel::{self, Address, Channel, Uri};
+use crate::channel::{self, Address, Channel, Uri, WriteHalf};
 use crate::control::{Control, Phase, Session, Status};
 use crate::ram::dirty::DirtyMode;
 use crate::ram::{Block, RamList};
@@ -17,9 +18,9 @@ use crate::{Error, ErrorKind, Result};
 
 /// How long the destination may take to load what was sent, and to say its last word. The machine stands still meanwhile, so it is
 /// bounded; device state is at most a few MiB, so it is generous.
-const FENCE_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const FENCE_DEADLINE: Duration = Duration::from_secs(30);
 /// A turn of RAM: how soon parameters, the destination's words, other live handlers and the counters have their turn.
-const TURN: Duration = Duration::from_millis(50);
+pub(super) const TURN: Duration = Duration::from_millis(50);
 /// How often the dirty rate is evaluated at most.
 const RATE_PERIOD: Duration = Duration::from_secs(1);
 /// A window that carried fewer bytes says nothing about the rate (spec/control-plane 3.3).
@@ -67,20 +68,26 @@ pub enum Step {
 /// The source of one migration.
 #[derive(Debug)]
 pub struct Outgoing {
-    control: Arc<Control>,
-    session: Arc<Session>,
-    options: Options,
-    blocks: Vec<Arc<Block>>,
+    pub(super) control: Arc<Control>,
+    pub(super) session: Arc<Session>,
+    pub(super) options: Options,
+    pub(super) blocks: Vec<Arc<Block>>,
     saver: Option<RamSaver>,
     channel: Option<Channel>,
-    stream: Option<Stream>,
-    back: Option<ReturnPath>,
+    pub(super) uri: Option<Uri>,
+    pub(super) plan: Option<Plan>,
+    pub(super) stream: Option<Stream>,
+    /// The channel for requested pages, until somebody sends over it.
+    pub(super) second: Option<WriteHalf>,
+    pub(super) back: Option<ReturnPath>,
+    /// The last bytes of the package, between the commit and their way out.
+    pub(super) run: Vec<u8>,
     two_way: bool,
     commits_after_finish: bool,
     convergence: Convergence,
     pings: u32,
     /// Bytes sent while the machine ran; known once it stopped.
-    precopy_bytes: Option<u64>,
+    pub(super) precopy_bytes: Option<u64>,
     rates: Rates,
 }
 
@@ -107,8 +114,12 @@ impl Outgoing {
             blocks,
             saver: None,
             channel: None,
+            uri: None,
+            plan: None,
             stream: None,
+            second: None,
             back: None,
+            run: Vec::new(),
             two_way: false,
             commits_after_finish: false,
             convergence: Convergence::new(0),
@@ -120,8 +131,14 @@ impl Outgoing {
 
     /// Open the channel. Blocks for sockets; a cancel of the session ends it.
     pub fn connect(&mut self, uri: &Uri, fd: Option<std::os::fd::OwnedFd>) -> Result<()> {
-        let channel = channel::connect(uri, fd, &self.session.cancel)?;
+        self.plan = self.plan(uri)?;
+        let channel = channel::connect(uri, fd, &self.session.link()?)?;
         self.two_way = channel.two_way();
+        if self.plan.is_some() && !self.two_way {
+            return Err(postcopy::one_way());
+        }
+        self.connect_second(uri, Format::V7_2)?;
+        self.uri = Some(uri.clone());
         self.commits_after_finish = matches!(uri.address(), Address::File { .. });
         self.channel = Some(channel);
         Ok(())
@@ -139,7 +156,7 @@ impl Outgoing {
         let (reader, writer) = channel.split();
         let writer = writer.ok_or_else(|| Error::new(ErrorKind::BadUri, "this channel cannot be written to"))?;
         if let Some(reader) = reader {
-            self.back = Some(ReturnPath::start(reader)?);
+            self.back = Some(ReturnPath::start(reader, Arc::clone(&self.session), self.blocks.clone())?);
         }
         self.stream = Some(Stream::new(self.blocks.clone(), writer, self.control.parameters().max_bandwidth));
         self.put(head)?;
@@ -148,7 +165,9 @@ impl Outgoing {
             commands.open_return_path();
             self.put(commands.as_slice())?;
             self.ping()?;
+            self.advise()?;
         }
+        let postcopy = self.plan.is_some();
         let mut saver = RamSaver::new(&self.blocks, self.options.dirty)?;
         saver.start()?;
         self.session.set_dirty_log(saver.log_name());
@@ -161,7 +180,7 @@ impl Outgoing {
                 Some(bytes) => self.put(bytes)?,
                 None => self.ram_section(SectionKind::Start, |outgoing| {
                     let (saver, stream) = outgoing.parts()?;
-                    saver.put_block_list(stream)
+                    saver.put_block_list(stream, postcopy)
                 })?,
             }
         }
@@ -177,6 +196,10 @@ impl Outgoing {
     pub fn run(&mut self, pending: u64) -> Result<Step> {
         loop {
             self.check()?;
+            if self.plan.is_some() && self.session.postcopy_wanted() {
+                self.prepare_switch()?;
+                return Ok(Step::Postcopy);
+            }
             let bandwidth = self.control.parameters().max_bandwidth;
             self.parts()?.1.set_bandwidth(bandwidth);
             if self.parts()?.0.remaining_bytes() > 0 {
@@ -186,8 +209,8 @@ impl Outgoing {
             let (saver, stream) = self.parts()?;
             if stream.rate().exceeded() {
                 stream.flush()?;
-                let cancel = self.session.cancel.clone();
-                self.parts()?.1.rate().wait(&cancel);
+                let hurry = self.session.hurry().clone();
+                self.parts()?.1.rate().wait(&hurry);
                 self.window()?;
             } else if saver.remaining_bytes() == 0 {
                 let newly = saver.sync()?;
@@ -243,17 +266,11 @@ impl Outgoing {
         done
     }
 
-    /// The machine is stopped and the destination shall run it at once: END sections of the other live handlers (`ends`), device state
-    /// (`full`), and then the memory as it is asked for. Returns when the destination has everything.
-    pub fn postcopy(&mut self, ends: &[&[u8]], full: &[u8]) -> Result<()> {
-        let _ = (ends, full);
-        Err(Error::new(ErrorKind::Unsupported, "the source side of postcopy is not there yet"))
-    }
-
     /// Close channels, stop dirty logging. Idempotent.
     pub fn close(&mut self) {
         self.session.cancel.set();
         self.stream = None;
+        self.second = None;
         self.channel = None;
         if let Some(mut back) = self.back.take() {
             back.join();
@@ -263,7 +280,7 @@ impl Outgoing {
         }
     }
 
-    fn note(&self, phase: Phase, begun: Instant) {
+    pub(super) fn note(&self, phase: Phase, begun: Instant) {
         self.control.note_time(phase, u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
         let sent = self.stream.as_ref().map_or(0, Stream::sent);
         self.session.counters.transferred.set(sent);
@@ -294,10 +311,7 @@ impl Outgoing {
             }
         }
         let names = self.parts()?.0.name_dirty(8);
-        Err(Error::new(
-            ErrorKind::WriterNotStopped,
-            format!("memory is still being written although the machine is stopped: {names}; stop() must quiesce vCPUs and device threads"),
-        ))
+        Err(still_written(&names))
     }
 
     /// A channel with a reader at its end: commit, then EOF. From there on the machine may run there.
@@ -333,7 +347,7 @@ impl Outgoing {
         if self.session.commit() { Ok(()) } else { Err(self.why_not_committed()) }
     }
 
-    fn why_not_committed(&self) -> Error {
+    pub(super) fn why_not_committed(&self) -> Error {
         self.session.error().unwrap_or_else(|| Error::new(ErrorKind::Cancelled, "cancelled"))
     }
 
@@ -342,13 +356,13 @@ impl Outgoing {
         let session = Arc::clone(&self.session);
         self.ram_section(kind, |outgoing| {
             let (saver, stream) = outgoing.parts()?;
-            let turn = saver.send_dirty(stream, &session.counters, limited, deadline)?;
+            let turn = saver.send_dirty(stream, &session, limited, deadline)?;
             stream.put(&RAM_EOS.to_be_bytes())?;
             Ok(turn)
         })
     }
 
-    fn ram_section<T>(&mut self, kind: SectionKind, payload: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    pub(super) fn ram_section<T>(&mut self, kind: SectionKind, payload: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let id = self.options.section_id;
         let mut head = Output::new();
         match kind {
@@ -367,7 +381,7 @@ impl Outgoing {
     }
 
     /// A sync is over: count it, tell clients, and evaluate the dirty rate once a second.
-    fn synced(&mut self, newly: u64) {
+    pub(super) fn synced(&mut self, newly: u64) {
         let counters = &self.session.counters;
         self.rates.dirtied += newly;
         let elapsed = self.rates.evaluated.elapsed();
@@ -417,6 +431,11 @@ impl Outgoing {
         whole(bytes_per_ms * to_f64(parameters.downtime_limit))
     }
 
+    /// Bytes a second of the last window.
+    pub(super) fn bytes_per_second(&self) -> u64 {
+        whole(self.rates.bytes_per_ms * 1000.0)
+    }
+
     fn ping(&mut self) -> Result<u32> {
         self.pings += 1;
         let mut ping = Output::new();
@@ -427,7 +446,7 @@ impl Outgoing {
     }
 
     /// A failed write is the destination's doing more often than the network's: prefer what it said.
-    fn blame(&self, error: Error) -> Error {
+    pub(super) fn blame(&self, error: Error) -> Error {
         if self.session.cancel.is_set() {
             return self.why_not_committed();
         }
@@ -437,26 +456,26 @@ impl Outgoing {
         }
     }
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         if self.session.cancel.is_set() {
             return Err(self.why_not_committed());
         }
         self.back.as_ref().and_then(ReturnPath::failure).map_or(Ok(()), Err)
     }
 
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.parts_stream()?.put(bytes).map_err(|e| self.blame(e))
+    pub(super) fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.stream()?.put(bytes).map_err(|e| self.blame(e))
     }
 
-    fn flush(&mut self) -> Result<()> {
-        self.parts_stream()?.flush().map_err(|e| self.blame(e))
+    pub(super) fn flush(&mut self) -> Result<()> {
+        self.stream()?.flush().map_err(|e| self.blame(e))
     }
 
-    fn parts_stream(&mut self) -> Result<&mut Stream> {
+    pub(super) fn stream(&mut self) -> Result<&mut Stream> {
         self.stream.as_mut().ok_or_else(not_set_up)
     }
 
-    fn parts(&mut self) -> Result<(&mut RamSaver, &mut Stream)> {
+    pub(super) fn parts(&mut self) -> Result<(&mut RamSaver, &mut Stream)> {
         match (&mut self.saver, &mut self.stream) {
             (Some(saver), Some(stream)) => Ok((saver, stream)),
             _ => Err(not_set_up()),
@@ -464,11 +483,18 @@ impl Outgoing {
     }
 }
 
-fn per_ms(bytes: u64, elapsed: Duration) -> f64 {
+pub(super) fn still_written(names: &str) -> Error {
+    Error::new(
+        ErrorKind::WriterNotStopped,
+        format!("memory is still being written although the machine is stopped: {names}; stop() must quiesce vCPUs and device threads"),
+    )
+}
+
+pub(super) fn per_ms(bytes: u64, elapsed: Duration) -> f64 {
     to_f64(bytes) / (elapsed.as_secs_f64() * 1000.0).max(0.001)
 }
 
-fn per_second(count: u64, elapsed: Duration) -> u64 {
+pub(super) fn per_second(count: u64, elapsed: Duration) -> u64 {
     whole(to_f64(count) / elapsed.as_secs_f64().max(1e-6))
 }
 

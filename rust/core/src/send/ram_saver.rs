@@ -5,11 +5,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::discard;
 use super::stream::Stream;
 use super::zero_scout::ZeroScout;
-use crate::control::Counters;
+use crate::control::{Counters, Session};
 use crate::ram::dirty::{self, DirtyLog, DirtyMode};
 use crate::ram::{Bitmap, Block};
+use crate::wire::Output;
 use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE, RAM_CONTINUE, RAM_EOS, RAM_MEM_SIZE, RAM_PAGE, RAM_ZERO};
 use crate::{Error, ErrorKind, Result};
 
@@ -30,6 +32,8 @@ struct Area {
     dirty: Bitmap,
     /// Pages that are zero without a look: certain only until the first pass is over.
     untouched: Option<Bitmap>,
+    /// What the destination was told to discard; none before a switch.
+    discarded: Option<Bitmap>,
     name: Vec<u8>,
 }
 
@@ -74,6 +78,7 @@ impl RamSaver {
                     log: dirty::open(block, mode)?,
                     dirty: Bitmap::new(block.pages()),
                     untouched: None,
+                    discarded: None,
                     name,
                 })
             })
@@ -148,18 +153,58 @@ impl RamSaver {
         Ok(newly)
     }
 
-    /// The payload of the START section: the block list.
-    pub fn put_block_list(&self, stream: &mut Stream) -> Result<()> {
+    /// After a stop: pages that were written since the last sync, by name; they are dirty then. None if there are none.
+    pub fn written_since(&mut self) -> Result<Option<String>> {
+        let mut written = Vec::with_capacity(self.areas.len());
+        for area in &mut self.areas {
+            let mut late = Bitmap::new(area.dirty.len());
+            if area.log.sync(&mut late)? > 0 {
+                self.dirty_pages += area.dirty.or(&late);
+            }
+            written.push(late);
+        }
+        let names = name_pages(self.areas.iter().zip(&written).map(|(area, late)| (&area.block, late)), 8);
+        Ok((!names.is_empty()).then_some(names))
+    }
+
+    /// Append the commands that discard what is dirty and was not in such a list before; whole host pages are dirty then.
+    pub fn put_discards(&mut self, out: &mut Output) {
+        for area in &mut self.areas {
+            self.dirty_pages += discard::complete(&mut area.dirty, discard::ratio(&area.block));
+            let mut stale = area.dirty.clone();
+            match &mut area.discarded {
+                Some(before) => {
+                    stale.and_not(before);
+                    before.or(&stale);
+                }
+                None => area.discarded = Some(stale.clone()),
+            }
+            discard::commands(out, &area.block, &stale);
+        }
+    }
+
+    /// The dirty pages, block by block.
+    pub fn dirty_pages(&self) -> Vec<Bitmap> {
+        self.areas.iter().map(|area| area.dirty.clone()).collect()
+    }
+
+    /// The payload of the START section: the block list. For postcopy it says the page sizes that are not the ordinary one.
+    pub fn put_block_list(&self, stream: &mut Stream, postcopy: bool) -> Result<()> {
         stream.put(&(self.total_bytes() | RAM_MEM_SIZE).to_be_bytes())?;
         for area in &self.areas {
             stream.put(&area.name)?;
             stream.put(&area.block.used_length().to_be_bytes())?;
+            if postcopy && area.block.page_size() != PAGE_SIZE {
+                stream.put(&area.block.page_size().to_be_bytes())?;
+            }
         }
         stream.put(&RAM_EOS.to_be_bytes())
     }
 
     /// Send dirty pages from where the last call stopped, until none is left, the rate limit is reached (if `limited`) or `deadline` passes.
-    pub fn send_dirty(&mut self, stream: &mut Stream, counters: &Counters, limited: bool, deadline: Option<Instant>) -> Result<Turn> {
+    /// A turn with a deadline also ends in a hurry.
+    pub fn send_dirty(&mut self, stream: &mut Stream, session: &Session, limited: bool, deadline: Option<Instant>) -> Result<Turn> {
+        let counters = &session.counters;
         let mut since_look = 0_u32;
         while self.dirty_pages > 0 {
             let Some(page) = self.areas[self.next_area].dirty.next_set(self.next_page) else {
@@ -178,7 +223,7 @@ impl RamSaver {
             if since_look == 64 {
                 since_look = 0;
                 self.publish(counters);
-                if deadline.is_some_and(|limit| Instant::now() >= limit) {
+                if deadline.is_some_and(|limit| session.hurry().is_set() || Instant::now() >= limit) {
                     return Ok(Turn::Interrupted);
                 }
             }
@@ -194,17 +239,7 @@ impl RamSaver {
 
     /// The dirty pages by name, for an error; at most `most` ranges.
     pub fn name_dirty(&self, most: usize) -> String {
-        let mut ranges: Vec<String> = Vec::new();
-        for area in &self.areas {
-            for run in area.dirty.runs() {
-                if ranges.len() == most {
-                    ranges.push("...".into());
-                    return ranges.join(", ");
-                }
-                ranges.push(format!("{} {:#x}+{:#x}", area.block.name(), run.start * PAGE_BYTES, run.len() * PAGE_BYTES));
-            }
-        }
-        ranges.join(", ")
+        name_pages(self.areas.iter().map(|area| (&area.block, &area.dirty)), most)
     }
 
     fn send_page(&mut self, stream: &mut Stream, page: usize) -> Result<()> {
@@ -274,4 +309,18 @@ impl RamSaver {
         counters.duplicate.set(self.duplicate);
         counters.normal.set(self.normal);
     }
+}
+
+fn name_pages<'a>(areas: impl Iterator<Item = (&'a Arc<Block>, &'a Bitmap)>, most: usize) -> String {
+    let mut ranges: Vec<String> = Vec::new();
+    for (block, pages) in areas {
+        for run in pages.runs() {
+            if ranges.len() == most {
+                ranges.push("...".into());
+                return ranges.join(", ");
+            }
+            ranges.push(format!("{} {:#x}+{:#x}", block.name(), run.start * PAGE_BYTES, run.len() * PAGE_BYTES));
+        }
+    }
+    ranges.join(", ")
 }

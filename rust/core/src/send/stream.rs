@@ -16,12 +16,14 @@ pub struct Stream {
     writer: WriteHalf,
     rate: RateLimit,
     sent: u64,
+    /// Bytes of one write at most, whatever the rate.
+    most: u64,
 }
 
 impl Stream {
     /// A stream over `writer`; `blocks` is what page records' block indices mean.
     pub fn new(blocks: Vec<Arc<Block>>, writer: WriteHalf, bandwidth: u64) -> Self {
-        let mut stream = Self { blocks, batch: Batch::new(), writer, rate: RateLimit::new(bandwidth), sent: 0 };
+        let mut stream = Self { blocks, batch: Batch::new(), writer, rate: RateLimit::new(bandwidth), sent: 0, most: u64::MAX };
         stream.set_bandwidth(bandwidth);
         stream
     }
@@ -40,7 +42,21 @@ impl Stream {
     pub fn set_bandwidth(&mut self, bandwidth: u64) {
         self.rate.set_bandwidth(bandwidth);
         // A slow channel is fed in pieces of a hundredth of a second, so that the rate is even and a cancel is quick.
-        self.batch.set_max_bytes(if bandwidth == 0 { u64::MAX } else { bandwidth / 100 });
+        self.batch.set_max_bytes(if bandwidth == 0 { self.most } else { self.most.min(bandwidth / 100) });
+    }
+
+    /// From here on little is under way at a time: `in_flight` bytes for a peer on this machine; for one further away what `rate` (bytes
+    /// a second) carries in 5 ms, if that is more. A write has `most` bytes at most.
+    pub fn bound(&mut self, in_flight: u32, rate: u64, most: u64) {
+        let distance = if self.writer.is_local() { 0 } else { usize::try_from(rate / 200).unwrap_or(usize::MAX) };
+        self.writer.bound(distance.max(in_flight as usize), in_flight);
+        self.most = most;
+        self.batch.set_max_bytes(most);
+    }
+
+    /// Wait until the channel takes something.
+    pub fn room(&self) -> Result<()> {
+        self.writer.room()
     }
 
     /// Append stream bytes.

@@ -7,7 +7,7 @@ use std::ffi::c_int;
 use std::io::IoSlice;
 use std::marker::PhantomData;
 use std::mem::{align_of, size_of};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::{Errno, Result};
 use rustix::net::{SendAncillaryBuffer, SendFlags};
@@ -92,6 +92,16 @@ pub fn socket_unsent(socket: BorrowedFd<'_>) -> Result<u64> {
     // SAFETY: SIOCOUTQ writes one int; on a descriptor that is no socket it is TIOCOUTQ, which writes one int or fails.
     let unsent = unsafe { rustix::ioctl::ioctl(socket, rustix::ioctl::Getter::<SIOCOUTQ, c_int>::new()) }?;
     Ok(u64::try_from(unsent).unwrap_or(0))
+}
+
+/// A TCP socket reports room, and takes bytes, only while it holds fewer than `bytes` that were not sent. Other sockets refuse.
+///
+/// See <https://man7.org/linux/man-pages/man7/tcp.7.html>, `TCP_NOTSENT_LOWAT` in linux/tcp.h
+pub fn set_unsent_low_water(socket: BorrowedFd<'_>, bytes: u32) -> Result<()> {
+    const SIZE: libc::socklen_t = 4;
+    // SAFETY: the option reads four bytes, which live for the call.
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, (&raw const bytes).cast(), SIZE) };
+    if done == 0 { Ok(()) } else { Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)) }
 }
 
 /// Takes over a descriptor by its number and makes it close-on-exec. The caller gives up the number: nobody else may close it.

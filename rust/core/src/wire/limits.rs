@@ -16,6 +16,8 @@ pub const COMPRESSED_PAGE_MAX: u32 = 4608;
 pub const MULTIFD_DATA_MAX: u32 = 1 << 20;
 /// Payload of a return-path message (spec/stream 8.1).
 pub const RETURN_MESSAGE_MAX: u16 = 512;
+/// Page requests that wait at a time: each stands for a thread that waits, and machines have a few hundred.
+pub const REQUESTS_MAX: usize = 1 << 16;
 /// Look-ahead of a reader: a subsection's type, length and name, with room to spare.
 pub const PEEK_MAX: usize = 512;
 /// Growth step where the stream announces a length: memory follows the bytes that came, not the announcement.
