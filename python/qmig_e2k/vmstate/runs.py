@@ -12,6 +12,7 @@ import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -123,7 +124,7 @@ class Run:
     def _values(self, obj: Any) -> tuple[Any, ...]:
         if type(obj) is dict:
             return self._items(obj)
-        if isinstance(obj, Mapping):
+        if _is_mapping(type(obj)):
             raise TypeError("left to the fields")
         return self._attributes(obj)
 
@@ -202,6 +203,12 @@ def steps(rows: Sequence[Row], version: int) -> tuple[Run | Row, ...]:
             names.add(field.attribute)
     close()
     return tuple(made)
+
+
+@lru_cache
+def _is_mapping(kind: type) -> bool:
+    """What `isinstance` would say, at a fraction of its price."""
+    return issubclass(kind, Mapping)
 
 
 def _getter(make: Callable[..., Any], names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
