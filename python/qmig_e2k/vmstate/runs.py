@@ -124,7 +124,7 @@ class Run:
     def _values(self, obj: Any) -> tuple[Any, ...]:
         if type(obj) is dict:
             return self._items(obj)
-        if _is_mapping(type(obj)):
+        if _is_mapping(obj.__class__):
             raise TypeError("left to the fields")
         return self._attributes(obj)
 
