@@ -241,7 +241,7 @@ class Control:
         on) instead of anywhere before; `socket-address` of query-migrate says where. Raises `invalid-state` unless it is
         `postcopy-paused`, `bad-uri`, `listen`."""
     def resume(self, uri: str, fd: int | None = None) -> None:
-        """migrate with `resume`: the paused outgoing migration connects to `uri`. Returns at once; a connection that cannot be made leaves it
+        """Migrate with `resume`: the paused outgoing migration connects to `uri`. Returns at once; a connection that cannot be made leaves it
         `postcopy-paused` with the reason in `error-desc`. The last URI given counts. Raises `invalid-state` unless it is
         `postcopy-paused`, and with the capability `release-ram`."""
     def fault_latency(self) -> str | None:

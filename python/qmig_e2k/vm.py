@@ -17,6 +17,7 @@ from qmig_e2k._core import Block
 from qmig_e2k.e2k.machines import FIRMWARE_BASE, bare
 from qmig_e2k.e2k.models import MAX_CPUS
 from qmig_e2k.errors import migration_error
+from qmig_e2k.migration import checks
 from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
 from qmig_e2k.migration.incoming import incoming
 from qmig_e2k.migration.lifetime import close_with_program
@@ -26,9 +27,10 @@ from qmig_e2k.migration.settings import Settings
 from qmig_e2k.monitor.server import QmpServer
 from qmig_e2k.savevm import Profile, SaveVmHandler
 from qmig_e2k.vmstate import VMStateDescription
+from qmig_e2k.vmstate.mapped import view
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from uuid import UUID
 
     from typing_extensions import Buffer
@@ -93,6 +95,8 @@ class Vm:
             settings=settings or Settings(profile=_profile(format)),
             running=running,
         )
+        self._hardware = hardware
+        self._resettable = hasattr(emulator, "reset")
         hardware.register(self.machine.registry, self.machine.clock, self.machine.global_state)
         self.machine.reset_hooks.append(hardware.reset)
 
@@ -154,17 +158,23 @@ class Vm:
         *,
         name: str | None = None,
         instance_id: int | None = None,
+        bus_path: str | None = None,
+        mapping: Mapping[str, str] | None = None,
     ) -> Entry:
         """Register a device.
 
         Args:
-            state: description of the device's state, or a handler of its own.
-            obj: with a description: the device.
+            state: description of the device's state, one of `qmig_e2k.e2k` or your own; or a handler of its own.
+            obj: with a description: the device, any object or dict.
             name: with a handler: its section's name.
             instance_id: number among the devices of that name; None: the next one.
+            bus_path: with a description: path on the bus, e.g. `0000:00:02.2`, which becomes part of the name.
+            mapping: with a description: where values are that have another name on `obj` or are held by its parts,
+                e.g. `{"regs_lo": "file.low", "psp_lo": "psp.0"}`.
 
         Raises:
-            MigrationError: `invalid-argument` if name and number are taken; `not-permitted` for an unmigratable device
+            MigrationError: `invalid-argument` if name and number are taken, or a name in `mapping` is none of the
+                description's; `not-permitted` for an unmigratable device
                 under --only-migratable; `invalid-state` while a migration is under way.
         """
         machine = self.machine
@@ -172,7 +182,11 @@ class Vm:
         if isinstance(state, VMStateDescription):
             if state.unmigratable and machine.settings.only_migratable:
                 raise migration_error("not-permitted", f"device {state.name} cannot be migrated (--only-migratable)")
-            entry = machine.registry.register_description(state, obj, instance_id=instance_id)
+            try:
+                seen = view(state, obj, mapping)
+            except ValueError as error:
+                raise migration_error("invalid-argument", str(error)) from None
+            entry = machine.registry.register_description(state, seen, instance_id=instance_id, bus_path=bus_path)
             machine.blockers.publish()
             return entry
         if name is None:
@@ -180,19 +194,16 @@ class Vm:
         return machine.registry.register(name, state, instance_id=instance_id)
 
     def check(self) -> list[str]:
-        """What would stop a migration now, one sentence each; empty if nothing is known that would."""
-        machine = self.machine
-        found = [f"migration is blocked: {reason}" for reason in machine.blockers.reasons()]
-        if not machine.blocks:
-            found.append("no RAM is registered: use add_ram")
-        if machine.control.run_state in ("inmigrate", "postmigrate", "finish-migrate"):
-            found.append(f"the machine is in run state {machine.control.run_state}")
-        found += [
-            f"RAM block {block.name}: writes are only seen if they are reported by mark_dirty"
-            for block in machine.blocks
-            if block.dirty_log == "explicit"
-        ]
-        return found
+        """What would stop a migration now, one sentence each; empty if nothing is known that would.
+
+        Named are blockers, run state, RAM that the machine type has and this machine has not, and whatever a
+        description asks for and its object lacks, with the field and what to do.
+        """
+        return list(checks.stops(self.machine, self._hardware))
+
+    def notes(self) -> list[str]:
+        """What stops no migration but is worth knowing, one sentence each, such as devices that were left out."""
+        return list(checks.notes(self.machine, self._hardware, self.cpus, resettable=self._resettable))
 
     def add_blocker(self, reason: str) -> int:
         """Keep the machine from migrating until `del_blocker`.

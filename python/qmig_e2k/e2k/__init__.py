@@ -1,18 +1,64 @@
-"""The e2k machine: CPU, devices and machine types."""
+"""The e2k machine: machine types, and the descriptions of its CPU and devices, for objects of anybody's making."""
 
-from qmig_e2k.e2k.full import OPTIONS, Device
+from qmig_e2k.e2k.cpu import CPU, CPU_COMMON, Cpu
+from qmig_e2k.e2k.devices import (
+    APIC,
+    CEPIC,
+    ESCC,
+    ESCC_PCI,
+    GPIO,
+    I2C_SPI,
+    IOAPIC,
+    IOEPIC,
+    IOHUB,
+    IOHUB_PCIBRIDGE,
+    IOMMU,
+    LMSCON,
+    LT,
+    PCI_BUS,
+    PCI_DEVICE,
+    PCI_HOST,
+    RTC,
+    SIC,
+    SPMC,
+)
+from qmig_e2k.e2k.full import E2K_MACHINE, OPTIONS, Device
 from qmig_e2k.e2k.machines import ALIASES, MACHINE_TYPES, BlockSpec, Machine, build, resolve
-from qmig_e2k.e2k.models import MODELS, CpuModel
+from qmig_e2k.e2k.models import MODELS, CpuModel, cpu_model
 
 __all__ = [
     "ALIASES",
+    "APIC",
+    "CEPIC",
+    "CPU",
+    "CPU_COMMON",
+    "E2K_MACHINE",
+    "ESCC",
+    "ESCC_PCI",
+    "GPIO",
+    "I2C_SPI",
+    "IOAPIC",
+    "IOEPIC",
+    "IOHUB",
+    "IOHUB_PCIBRIDGE",
+    "IOMMU",
+    "LMSCON",
+    "LT",
     "MACHINE_TYPES",
     "MODELS",
     "OPTIONS",
+    "PCI_BUS",
+    "PCI_DEVICE",
+    "PCI_HOST",
+    "RTC",
+    "SIC",
+    "SPMC",
     "BlockSpec",
+    "Cpu",
     "CpuModel",
     "Device",
     "Machine",
     "build",
+    "cpu_model",
     "resolve",
 ]

@@ -71,6 +71,18 @@ class Machine:
             )
         registry.register_description(global_state.description, global_state)
 
+    def without(self, *names: str) -> Machine:
+        """The same machine without the devices of these names, which an emulator lacks or has of its own.
+
+        Raises:
+            MigrationError: `invalid-argument`: the machine has no such device.
+        """
+        known = {device.description.name for device in self.devices}
+        for name in names:
+            if name not in known:
+                raise migration_error("invalid-argument", f"there is no {name!r} among {', '.join(sorted(known))}")
+        return replace(self, devices=[device for device in self.devices if device.description.name not in names])
+
     def reset(self) -> None:
         """Every device back to its values after power-on (also before a load: absent subsections mean reset values)."""
         for device in self.devices:

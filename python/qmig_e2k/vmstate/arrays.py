@@ -7,13 +7,15 @@ against the destination before anything is read (spec/stream.md 14.2).
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qmig_e2k.vmstate.description import MISSING, VMStateField
 from qmig_e2k.vmstate.kinds import Kind, read_bytes, uint64
+from qmig_e2k.vmstate.mapped import where
+from qmig_e2k.vmstate.problems import Problem
 from qmig_e2k.vmstate.refusal import Place, Refusal
 from qmig_e2k.vmstate.runs import Shape
 
@@ -55,6 +57,18 @@ class Count:
         if not 0 <= count <= MAX_COUNT // self._times:
             raise Refusal(f"{self._member.name} is {count}, 0 to {MAX_COUNT // self._times} are possible")
         return count * self._times
+
+    def problems(self, name: str, obj: Any, place: str, have: int, start: int = 0) -> Iterator[Problem]:
+        """Too few elements or bytes in a container, or more than travel."""
+        try:
+            need = self.of(obj)
+        except Exception as error:  # noqa: BLE001 - whatever the member is
+            yield Problem(name, f"the length of {place} cannot be told: {Refusal.of(error).message}")
+            return
+        if have < start + need:
+            yield Problem(name, f"{place} has {have} elements, {start + need} are needed")
+        elif self.fixed is not None and not start and have > need:
+            yield Problem(name, f"{place} has {have} elements, of which the first {need} travel", stops=False)
 
 
 class _Member(VMStateField):
@@ -124,6 +138,22 @@ class ArrayField(VMStateField):
         size = count * kind.size
         entries = array_entry(label, kind.name, kind.size, count)
         return Shape(f"{size}s", size, entries, array=(kind.native, kind.dtype, (count,)))
+
+    def problems(self, obj: Any) -> Iterator[Problem]:
+        value = self.find(obj)
+        if value is MISSING or self._alloc:
+            yield from super().problems(obj)
+            return
+        place = where(obj, ".".join(self.path))
+        if not hasattr(value, "__len__"):
+            yield Problem(self.name, f"{place} is {value!r}, no array")
+            return
+        yield from self._count.problems(self.name, obj, place, length(value), self._start)
+        if isinstance(value, np.ndarray) and self.kind.packs:
+            native = self.kind.unpack(b"").dtype.newbyteorder("=")
+            if not np.can_cast(native, value.dtype, "safe"):
+                text = f"{place} is an array of {value.dtype}, which cannot hold {native}; make it one of {native}"
+                yield Problem(self.name, text)
 
     def _save_each(self, saver: Saver, values: Sequence[Any]) -> int:
         """Elements of no fixed size; returns the first one's."""
@@ -262,6 +292,19 @@ class BufferField(VMStateField):
             return None
         return Shape(f"{size}s", size, [{"name": label, "type": "buffer", "size": size}])
 
+    def problems(self, obj: Any) -> Iterator[Problem]:
+        value = self.find(obj)
+        if value is MISSING or self._alloc:
+            yield from super().problems(obj)
+            return
+        place = where(obj, ".".join(self.path))
+        try:
+            have = memoryview(value).nbytes
+        except TypeError:
+            yield Problem(self.name, f"{place} is a {type(value).__name__}; a bytearray is needed")
+        else:
+            yield from self._size.problems(self.name, obj, place, have, self._start)
+
     def load(self, loader: Loader, obj: Any) -> None:
         size = self._size.of(obj)
         old = self.peek(obj)
@@ -304,6 +347,13 @@ class BitmapField(VMStateField):
         if out is not None:
             out.append({"name": label, "type": "bitmap", "size": 8 * words})
 
+    def problems(self, obj: Any) -> Iterator[Problem]:
+        value = self.find(obj)
+        if value is MISSING or not hasattr(value, "__len__"):
+            yield from super().problems(obj)
+        else:
+            yield from self._bits.problems(self.name, obj, where(obj, ".".join(self.path)), 64 * len(value))
+
     def load(self, loader: Loader, obj: Any) -> None:
         bits = self._bits.of(obj)
         old = self.peek(obj)
@@ -319,6 +369,7 @@ class UnusedField(VMStateField):
 
     __slots__ = ("_count", "_size")
     type_name = "unused_buffer"
+    valueless = True
 
     def __init__(self, count: Count, size: int, **options: Any) -> None:
         super().__init__("unused", **options)

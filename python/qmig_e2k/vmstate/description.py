@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from qmig_e2k.vmstate.json import ConstantObject, JsonObject
+from qmig_e2k.vmstate.problems import Problem
 from qmig_e2k.vmstate.runs import Row, Run, Shape, steps
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ class VMStateField(ABC):
         version: first stream version that has the field (ignored when `exists` is given).
         exists: test `(obj, version) -> bool`; the only criterion when present.
         must_exist: a failing test refuses the stream instead of leaving the field out.
+        path: attributes or dict keys that lead to the value; the last of them is `attribute`.
         type_name: `type` member of the JSON description.
     """
 
-    __slots__ = ("_owners", "attribute", "exists", "must_exist", "name", "version")
+    __slots__ = ("_owners", "attribute", "exists", "must_exist", "name", "path", "version")
     type_name: str = "unknown"
+    valueless = False
+    """The object holds no value for it."""
 
     def __init_subclass__(cls) -> None:
         # a kind of field that moves its bytes in a way of its own is not joined with its neighbours
@@ -67,7 +71,8 @@ class VMStateField(ABC):
         self.must_exist = must_exist
         # `.` is the object itself: a base class described by a nested description of its own
         path = (attr or name).split(".") if attr != "." else [""]
-        self._owners, self.attribute = tuple(path[:-1]), path[-1]
+        self.path = tuple(path)
+        self._owners, self.attribute = self.path[:-1], path[-1]
 
     # -- where the value lives
 
@@ -87,6 +92,13 @@ class VMStateField(ABC):
     def peek(self, obj: Any) -> Any:
         """The value, or MISSING."""
         return peek_attribute(self.owner(obj), self.attribute) if self.attribute else obj
+
+    def find(self, obj: Any) -> Any:
+        """The value, or MISSING also where the way to it is."""
+        try:
+            return self.peek(obj)
+        except (AttributeError, KeyError):
+            return MISSING
 
     # -- what the engine calls
 
@@ -110,6 +122,16 @@ class VMStateField(ABC):
     def compressible(self) -> bool:
         """One JSON entry may stand for all elements of an array of this field."""
         return self.exists is None
+
+    @property
+    def structure(self) -> VMStateDescription | None:
+        """What describes the object, or each of the objects, in the field that stay the same when a stream comes."""
+        return None
+
+    def problems(self, obj: Any) -> Iterator[Problem]:
+        """What will keep the field of `obj` from being saved or loaded, as far as can be seen beforehand."""
+        if not self.valueless and self.find(obj) is MISSING:
+            yield Problem.missing(self.name, obj, ".".join(self.path))
 
     @abstractmethod
     def save(self, saver: Saver, obj: Any, label: str, out: list[JsonObject] | None) -> None:
@@ -141,6 +163,8 @@ class VMStateDescription:
         load_state_old: reads the whole payload of versions from `minimum_version_id_old` up to `minimum_version_id`.
         unmigratable: a machine with this device can be neither saved nor loaded.
         priority: higher is saved first (spec/stream.md 3.10).
+        reads: attributes that hooks and tests read besides the fields; one that is missing is told beforehand.
+        may_read: further ones, which need not be there.
 
     What the engine reads, made from the above:
 
@@ -168,6 +192,8 @@ class VMStateDescription:
     minimum_version_id_old: int = -1
     unmigratable: bool = False
     priority: int = 0
+    reads: Sequence[str] = ()
+    may_read: Sequence[str] = ()
     plan: tuple[Row, ...] = field(init=False, repr=False)
     steps: tuple[Run | Row, ...] = field(init=False, repr=False)
     constant: ConstantObject | None = field(init=False, repr=False)
@@ -186,6 +212,8 @@ class VMStateDescription:
         put("wire_name", wire_name)
         put("fields", tuple(self.fields))
         put("subsections", tuple(self.subsections))
+        put("reads", tuple(self.reads))
+        put("may_read", tuple(self.may_read))
         if self.minimum_version_id < 0:
             put("minimum_version_id", self.version_id)
         if not 0 <= self.minimum_version_id <= self.version_id < 1 << 31:

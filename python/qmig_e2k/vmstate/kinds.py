@@ -13,11 +13,13 @@ import numpy as np
 
 from qmig_e2k._core import Reader, Writer
 from qmig_e2k.vmstate.description import MISSING, Exists, VMStateField
+from qmig_e2k.vmstate.mapped import where
+from qmig_e2k.vmstate.problems import Problem
 from qmig_e2k.vmstate.refusal import Refusal
 from qmig_e2k.vmstate.runs import Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from qmig_e2k.vmstate.engine import Loader, Saver
     from qmig_e2k.vmstate.json import JsonObject
@@ -309,6 +311,17 @@ class ScalarField(VMStateField):
 
     def shape(self, label: str) -> Shape | None:
         return self.kind.shape(label)
+
+    def problems(self, obj: Any) -> Iterator[Problem]:
+        value = self.find(obj)
+        if value is MISSING:
+            yield from super().problems(obj)
+            return
+        try:
+            self.kind.write(Writer(), value)
+        except Exception as error:  # noqa: BLE001 - whatever the value is
+            text = f"{where(obj, '.'.join(self.path))} is {value!r}, no {self.type_name}: {Refusal.of(error).message}"
+            yield Problem(self.name, text)
 
 
 bool_ = BoolKind(strict=False)

@@ -6,12 +6,14 @@ own version on both sides (spec/stream.md 3.7), a `vstruct` at the constant vers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableSequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence
 from typing import TYPE_CHECKING, Any
 
 from qmig_e2k.vmstate.description import MISSING, Exists, VMStateDescription, VMStateField
 from qmig_e2k.vmstate.json import JsonObject, Members
 from qmig_e2k.vmstate.kinds import NULL_MARKER, Kind
+from qmig_e2k.vmstate.mapped import where
+from qmig_e2k.vmstate.problems import Problem, problems
 from qmig_e2k.vmstate.refusal import Place, Refusal
 
 if TYPE_CHECKING:
@@ -49,6 +51,17 @@ class StructField(VMStateField):
         body = saver.body(self.vmsd, value, self._version, describe=out is not None)
         if out is not None and body is not None:
             out.append(struct_entry(label, {}, self.type_name, body, len(saver.writer) - start))
+
+    @property
+    def structure(self) -> VMStateDescription:
+        return self.vmsd
+
+    def problems(self, obj: Any) -> Iterator[Problem]:
+        value = self.find(obj)
+        if value is MISSING or value is None:
+            yield Problem.missing(self.name, obj, ".".join(self.path))
+            return
+        yield from (problem.within(self.name) for problem in problems(self.vmsd, value))
 
     def load(self, loader: Loader, obj: Any) -> None:
         value = self.peek(obj)
@@ -105,6 +118,20 @@ class ElementsField(VMStateField):
     def _description(self) -> VMStateDescription:
         assert isinstance(self.element, VMStateDescription)
         return self.element
+
+    @property
+    def structure(self) -> VMStateDescription | None:
+        return None if isinstance(self.element, Kind) or self._alloc else self.element
+
+    def problems(self, obj: Any) -> Iterator[Problem]:
+        values = self.find(obj)
+        if self.structure is None or values is MISSING or values is None:
+            yield from super().problems(obj)
+            return
+        yield from self._count.problems(self.name, obj, where(obj, ".".join(self.path)), len(values), self._start)
+        for index, value in enumerate(values):
+            found = problems(self.structure, value) if value is not None else ()
+            yield from (problem.within(f"{self.name}[{index}]") for problem in found)
 
     def save(self, saver: Saver, obj: Any, label: str, out: list[JsonObject] | None) -> None:
         count = self._count.of(obj)
@@ -345,6 +372,7 @@ class TmpField(VMStateField):
 
     __slots__ = ("_new", "vmsd")
     type_name = "tmp"
+    valueless = True
 
     def __init__(self, vmsd: VMStateDescription, new: Callable[[Any], Any], **options: Any) -> None:
         super().__init__("tmp", **options)
@@ -365,6 +393,7 @@ class ValidateField(VMStateField):
     """Nothing on the wire: only the test, which must hold when saving and for what was read so far."""
 
     __slots__ = ()
+    valueless = True
 
     def __init__(self, name: str, test: Exists) -> None:
         super().__init__(name, exists=test, must_exist=True)

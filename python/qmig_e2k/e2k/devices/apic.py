@@ -176,6 +176,8 @@ APIC = VMStateDescription(
     fields=[*BODY.FIELDS, Preset("wait_for_sipi", lambda _: 0)],
     pre_save=before_save,
     post_load=loaded,
+    reads=("index",),
+    may_read=("cpu",),
     subsections=[
         VMStateDescription("apic_sipi", fields=SIPI.FIELDS, needed=lambda apic: apic.wait_for_sipi != 0),
         E2K.subsection("apic/e2k", post_load=check_e2k),

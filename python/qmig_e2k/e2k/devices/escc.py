@@ -101,7 +101,12 @@ def _prepare(escc: Any) -> object:
 
 
 ESCC_CHANNEL = VMStateDescription(
-    "escc_chn", version_id=2, minimum_version_id=1, fields=CHANNEL.FIELDS, post_load=_check_channel
+    "escc_chn",
+    version_id=2,
+    minimum_version_id=1,
+    fields=CHANNEL.FIELDS,
+    post_load=_check_channel,
+    may_read=("channel_type",),
 )
 ESCC = VMStateDescription(
     "escc",

@@ -49,4 +49,6 @@ def _check(gpio: Any, version: int) -> object:
     return after_load(gpio, version)
 
 
-GPIO = VMStateDescription("e2k-gpio", fields=pci_fields(*BODY.FIELDS), pre_save=before_save, post_load=_check)
+GPIO = VMStateDescription(
+    "e2k-gpio", fields=pci_fields(*BODY.FIELDS), pre_save=before_save, post_load=_check, reads=("pins",)
+)

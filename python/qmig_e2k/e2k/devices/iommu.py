@@ -145,6 +145,8 @@ IOMMU = VMStateDescription(
     pre_save=before_save,
     post_load=loaded,
     priority=PRIORITY,
+    reads=("node", "model"),
+    may_read=("link",),
     subsections=[
         MON.subsection("e2k-iommu/mon"),
         V6.subsection("e2k-iommu/v6", when=_is_v6, post_load=check_v6),

@@ -74,6 +74,7 @@ PCI_HOST = VMStateDescription(
     needed=lambda host: getattr(host, "migrate_config_reg", True),
     pre_save=before_save,
     post_load=after_load,
+    may_read=("migrate_config_reg",),
 )
 PCI_BUS = VMStateDescription(
     "PCIBUS",
@@ -264,6 +265,7 @@ PCI_DEVICE = VMStateDescription(
         _ConfigField(EXPRESS_CONFIG_SIZE),
         _IrqStateField(),
     ],
+    reads=("path", "cmask", "wmask", "w1cmask"),
 )
 """What a PCI device's own description begins with."""
 

@@ -175,5 +175,6 @@ RTC = VMStateDescription(
     ],
     pre_save=before_save,
     post_load=_derive,
+    may_read=("clock_ns",),
     subsections=[_REINJECT.subsection("mc146818rtc/irq_reinject_on_ack_count")],
 )

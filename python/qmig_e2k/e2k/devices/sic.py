@@ -289,6 +289,8 @@ SIC = VMStateDescription(
     fields=BODY.FIELDS,
     pre_save=before_save,
     post_load=loaded,
+    reads=("node", "model"),
+    may_read=("nodes", "links"),
     subsections=[
         PREPIC.subsection("e2k-sic/prepic"),
         HC.subsection("e2k-sic/hc"),

@@ -1,0 +1,105 @@
+"""What would stop a migration, and what is worth knowing before one: looked at, never tried.
+
+Nothing here calls the emulator or a device's `pre_save`; the machine may be running.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from qmig_e2k.e2k.machines import FIRMWARE_SIZE, build
+from qmig_e2k.e2k.models import DEFAULT_MODEL
+from qmig_e2k.savevm import GlobalState, Registry, VirtualClock, VmStateHandler
+from qmig_e2k.vmstate.problems import problems
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qmig_e2k.e2k import Machine as Hardware
+    from qmig_e2k.migration.machine import Machine
+
+__all__ = ["notes", "stops"]
+
+_NOT_FROM_HERE = ("inmigrate", "postmigrate", "finish-migrate")
+_EPIC = frozenset({"cepic", "ioepic"})
+_EPIC_MODEL = "e16c"
+_SOME_RAM = 1 << 20
+
+
+def stops(machine: Machine, hardware: Hardware) -> Iterator[str]:
+    """What would stop a migration now, one sentence each."""
+    yield from (f"migration is blocked: {reason}" for reason in machine.blockers.reasons())
+    if not machine.blocks:
+        yield "no RAM is registered: use add_ram"
+    if machine.control.run_state in _NOT_FROM_HERE:
+        yield f"the machine is in run state {machine.control.run_state}"
+    if machine.blocks:
+        yield from _blocks(machine, hardware)
+    yield from _devices(machine, stops=True)
+
+
+def notes(machine: Machine, hardware: Hardware, cpus: int, *, resettable: bool) -> Iterator[str]:
+    """What is no obstacle but worth knowing, one sentence each.
+
+    Args:
+        machine: what would move.
+        hardware: the machine type that it is of.
+        cpus: how many vCPUs it has.
+        resettable: the emulator can be reset.
+    """
+    for block in machine.blocks:
+        if block.dirty_log == "explicit":
+            yield f"RAM block {block.name}: writes are only seen if they are reported by mark_dirty"
+    absent = _left_out(machine, hardware, cpus)
+    if absent:
+        shown = ", ".join(name if count == 1 else f"{count} x {name}" for name, count in absent.items())
+        yield f"left out of what {hardware.type} has, so the other side must not have them either: {shown}"
+    if not resettable and (own := _with_options(machine, hardware)):
+        yield f"the emulator has no reset(), so what a stream leaves out of {', '.join(own)} keeps its old value"
+    yield from _devices(machine, stops=False)
+
+
+def _blocks(machine: Machine, hardware: Hardware) -> Iterator[str]:
+    """RAM that the machine type has, and here has not or not in that size."""
+    have = {block.name: block.size for block in machine.blocks}
+    wanted = {block.name: block.size for block in hardware.blocks}
+    if not wanted and hardware.type != "none" and "e2k.firmware" in have:
+        wanted["e2k.firmware"] = FIRMWARE_SIZE
+    for name, size in wanted.items():
+        if name not in have:
+            yield f"RAM block {name} is missing: use add_ram({name!r}, size={size})"
+        elif have[name] != size:
+            yield f"RAM block {name} has {have[name]} bytes, in {hardware.type} it has {size}: add it in that size"
+
+
+def _devices(machine: Machine, *, stops: bool) -> Iterator[str]:
+    """What does not fit between the registered objects and their descriptions."""
+    for entry in machine.registry:
+        if isinstance(entry.handler, VmStateHandler):
+            for problem in problems(entry.handler.description, entry.handler.obj):
+                if problem.stops is stops:
+                    yield f"{entry.path}/{problem.path}: {problem.text}"
+
+
+def _left_out(machine: Machine, hardware: Hardware, cpus: int) -> Counter[str]:
+    """Sections of the machine type that are not registered: how many of each name."""
+    have = Counter(entry.idstr for entry in machine.registry)
+    model = hardware.model.name if hardware.model else _EPIC_MODEL if _EPIC & have.keys() else DEFAULT_MODEL
+    count = 0 if hardware.type == "none" else len(hardware.cpus) or cpus
+    complete = Registry(machine.registry.profile)
+    made = build(hardware.type, _SOME_RAM, cpus=count, model=model)
+    made.register(complete, VirtualClock(), GlobalState(complete.profile))
+    return Counter(entry.idstr for entry in complete) - have
+
+
+def _with_options(machine: Machine, hardware: Hardware) -> list[str]:
+    """The emulator's own devices of which a stream may leave something out."""
+    made_here = {id(device.obj) for device in hardware.devices}
+    return [
+        entry.path
+        for entry in machine.registry
+        if isinstance(entry.handler, VmStateHandler)
+        and entry.handler.description.subsections
+        and id(entry.handler.obj) not in made_here
+    ]
