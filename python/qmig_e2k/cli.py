@@ -78,10 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="as a JSON record")
     doctor.set_defaults(handler=_doctor)
     _add_bench(commands)
-    for name in ("analyze", "lab"):
-        later = commands.add_parser(name, help="not built yet", add_help=False, prefix_chars="\0")
-        later.add_argument("arguments", nargs="*")
-        later.set_defaults(handler=_not_built)
+    _add_analyze(commands)
+    later = commands.add_parser("lab", help="not built yet", add_help=False, prefix_chars="\0")
+    later.add_argument("arguments", nargs="*")
+    later.set_defaults(handler=_not_built)
     return parser
 
 
@@ -128,6 +128,57 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     bench.add_argument("--runs", type=int, default=5, metavar="N", help="counted runs of each case, default 5")
     bench.add_argument("--programs", type=Path, metavar="DIR", help="bare programs to measure beside (see make bench)")
     bench.set_defaults(handler=_bench)
+
+
+_ANALYZE_EPILOG = """\
+Reads a stream that any QEMU wrote (a file: or exec: migration, or what was captured of a socket), of any machine.
+Devices are read by the JSON description at its end, those of e2k machines by this project's own layouts too, and the
+two are compared. With multifd, name the main channel's file first, then those of the channels: main,channel,channel.
+A pipe will do:
+
+  xz -dc machine.stream.xz | qmig-e2k analyze /dev/stdin
+  qmig-e2k analyze --json machine.stream | jq '.devices[] | select(.name == "cpu").fields.psr'
+  qmig-e2k analyze --extract-ram ram/ machine.stream
+  qmig-e2k analyze --diff before.stream after.stream
+
+Of a truncated or damaged stream everything before the damage is shown, then the error with its offset and place.
+
+exit status: 0 read to its end; 1 damaged, or unreadable; 2 bad usage. With --diff, as diff(1) has it: 0 no difference,
+1 a difference (or damage), 2 bad usage.
+"""
+
+
+def _add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "analyze",
+        help="read a stored stream: devices, RAM, commands; or compare two",
+        usage="qmig-e2k analyze FILE[,FILE...] [--json | --tree] [--extract-ram DIR]\n"
+        "       qmig-e2k analyze --diff A B [--json | --tree]",
+        epilog=_ANALYZE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "files", nargs="?", metavar="FILE[,FILE...]", help="the stream; with multifd its main channel first"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="as a JSON record")
+    form.add_argument("--tree", action="store_true", help="as text for reading (the default), in colour on a terminal")
+    parser.add_argument("--extract-ram", type=Path, metavar="DIR", help="write each RAM block to a file in DIR")
+    parser.add_argument("--diff", nargs=2, metavar=("A", "B"), help="what differs between two streams, by field")
+    parser.set_defaults(handler=_analyze, parser=parser)
+
+
+def _analyze(options: argparse.Namespace) -> int:
+    from qmig_e2k.analyze import command  # noqa: PLC0415  the other commands need none of it
+
+    if options.diff is None and options.files is not None:
+        return command.run(options.files, as_json=options.json, extract_ram=options.extract_ram)
+    if options.diff is None:
+        options.parser.error("name a stream, or two with --diff")
+    if options.files is not None or options.extract_ram is not None:
+        options.parser.error("--diff takes two streams and no --extract-ram")
+    return command.run_diff(*options.diff, as_json=options.json)
 
 
 def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -130,15 +130,9 @@ impl StoredStream {
 
     /// The last contents of whole pages of a block; what did not come reads as zero.
     fn read<'py>(&self, py: Python<'py>, block: usize, offset: u64, length: usize) -> PyResult<Bound<'py, PyByteArray>> {
-        let bytes = py
-            .detach(|| {
-                let ram = lock(&self.ram);
-                Self::inside(&ram, block, offset, length as u64)?;
-                let mut out = vec![0; length];
-                ram.read(block, offset, &mut out).map(|()| out)
-            })
-            .map_err(|e| to_py(&e))?;
-        Ok(PyByteArray::new(py, &bytes))
+        // Before anything is allocated.
+        Self::inside(&lock(&self.ram), block, offset, length as u64).map_err(|e| to_py(&e))?;
+        PyByteArray::new_with(py, length, |out| py.detach(|| lock(&self.ram).read(block, offset, out)).map_err(|e| to_py(&e)))
     }
 }
 

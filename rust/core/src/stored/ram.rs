@@ -28,6 +28,40 @@ struct Block {
     pages: BTreeMap<u64, Page>,
 }
 
+/// Reads pages that stand nearly one behind the other in a file in few pieces.
+#[derive(Debug, Default)]
+struct Ahead {
+    file: u16,
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Ahead {
+    /// Longest piece.
+    const MOST: usize = 256 << 10;
+
+    /// Copy the page at `at` of `source` to `out`; `more` bytes of other pages may be wanted after it.
+    fn page(&mut self, source: &FileSource, file: u16, at: u64, more: usize, out: &mut [u8]) -> Result<()> {
+        if self.have(file, at).is_none() {
+            // Records are little longer than their pages; past the end there is nothing to read ahead.
+            let length = (more + more / 256 + PAGE_BYTES).min(Self::MOST) as u64;
+            let length = length.min(source.length().saturating_sub(at)).max(PAGE_SIZE);
+            self.bytes.resize(usize::try_from(length).unwrap_or(PAGE_BYTES), 0);
+            (self.file, self.at) = (file, at);
+            source.read_at(at, &mut self.bytes)?;
+        }
+        if let Some(page) = self.have(file, at) {
+            out.copy_from_slice(page);
+        }
+        Ok(())
+    }
+
+    fn have(&self, file: u16, at: u64) -> Option<&[u8]> {
+        let from = usize::try_from(at.checked_sub(self.at)?).ok()?;
+        self.bytes.get(from..from.checked_add(PAGE_BYTES)?).filter(|_| self.file == file)
+    }
+}
+
 /// The page sink of a stored stream. Takes pages in every form, from the main channel and from multifd channels.
 #[derive(Debug, Default)]
 pub struct StoredRam {
@@ -76,11 +110,16 @@ impl StoredRam {
     pub fn read(&self, block: usize, offset: u64, out: &mut [u8]) -> Result<()> {
         let mut rest = out;
         let mut at = offset;
+        let mut ahead = Ahead::default();
         for (place, page) in self.blocks[block].pages.range(offset..offset + rest.len() as u64) {
             let (gap, behind) = rest.split_at_mut(usize::try_from(place - at).unwrap_or(usize::MAX));
             gap.fill(0);
             let (now, behind) = behind.split_at_mut(PAGE_BYTES);
-            self.load(page, now)?;
+            match page {
+                Page::Fill(fill) => now.fill(*fill),
+                Page::At(file, at) => ahead.page(&self.files[usize::from(*file)], *file, *at, behind.len(), now)?,
+                Page::Own(bytes) => now.copy_from_slice(&bytes[..]),
+            }
             (rest, at) = (behind, place + PAGE_SIZE);
         }
         rest.fill(0);
@@ -105,15 +144,6 @@ impl StoredRam {
             .try_for_each(|(i, channel)| run(channel, self).map_err(|e| e.within(&format!("channel {}", i + 1))));
         self.channels = channels;
         outcome
-    }
-
-    fn load(&self, page: &Page, out: &mut [u8]) -> Result<()> {
-        match page {
-            Page::Fill(fill) => out.fill(*fill),
-            Page::At(file, at) => self.files[usize::from(*file)].read_at(*at, out)?,
-            Page::Own(bytes) => out.copy_from_slice(&bytes[..]),
-        }
-        Ok(())
     }
 
     /// The block of that name and its used length.

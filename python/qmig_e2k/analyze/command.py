@@ -1,0 +1,81 @@
+"""`qmig-e2k analyze`: what the command line does with an analysis. Exit status: 0, or 1 for damage or differences."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qmig_e2k.analyze import diff as comparison
+from qmig_e2k.analyze import tree
+from qmig_e2k.analyze.ram import extract
+from qmig_e2k.analyze.stream import analyze
+from qmig_e2k.analyze.values import text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["run", "run_diff"]
+
+
+def run(files: str, *, as_json: bool, extract_ram: Path | None) -> int:
+    """Analyse one stream (`FILE[,FILE...]`), print it, and write its RAM if that is wanted."""
+    made = analyze(split(files), hashes=True)
+    if extract_ram is not None:
+        extract(made, extract_ram)
+    if as_json:
+        _print_json(made.record())
+    else:
+        _print_lines(tree.tree(made))
+    return _damage(files, made.error)
+
+
+def run_diff(a: str, b: str, *, as_json: bool) -> int:
+    """Compare two streams and print what differs."""
+    one, other = analyze(split(a)), analyze(split(b))
+    found = comparison.diff(one, other)
+    if as_json:
+        _print_json(comparison.record(found))
+    else:
+        _print_lines(tree.differences(found))
+    # both are told, whichever comes first
+    damaged = [_damage(name, of.error) for name, of in ((a, one), (b, other))]
+    return 1 if found or any(damaged) else 0
+
+
+def split(files: str) -> list[str]:
+    """The files of `FILE,FILE,...`, main channel first; a file whose name has a comma is itself."""
+    return [files] if Path(files).exists() else files.split(",")
+
+
+def _damage(files: str, error: dict[str, Any] | None) -> int:
+    if error is None:
+        return 0
+    where = f"{error['path']}: " if error["path"] else ""
+    message = text(f"{files}: {where}{error['message']} (at stream offset {error['offset']:#x})")
+    print(f"qmig-e2k analyze: {message}", file=sys.stderr)
+    return 1
+
+
+def _print_json(record: dict[str, Any]) -> None:
+    with _reader_may_leave():
+        print(json.dumps(record, indent=2))
+
+
+def _print_lines(lines: Iterable[tree.Line]) -> None:
+    with _reader_may_leave():
+        tree.show(lines)
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """A reader such as `head` that has seen enough is no failure."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

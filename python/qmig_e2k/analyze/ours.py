@@ -1,0 +1,162 @@
+"""Our own devices: which descriptions a stream's sections have, their layouts, and their values after power-on.
+
+A description is asked how it would describe a device after power-on, with every subsection; that text is a layout like
+any other. The bytes that it writes on the way are the values after power-on.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qmig_e2k._core import Writer
+from qmig_e2k.analyze.cursor import Cursor, StoredFile
+from qmig_e2k.analyze.layout import Decoder, Layout, parse_layout
+from qmig_e2k.analyze.model import leaves
+from qmig_e2k.e2k.full import OPTIONS
+from qmig_e2k.e2k.machines import build
+from qmig_e2k.e2k.models import DEFAULT_MODEL, MAX_CPUS, MODELS
+from qmig_e2k.errors import MigrationError
+from qmig_e2k.savevm import GlobalState, Profile, Registry, VirtualClock, VmStateHandler
+from qmig_e2k.savevm.configuration import CONFIGURATION_STATE, Configuration
+from qmig_e2k.vmstate.engine import Saver
+
+if TYPE_CHECKING:
+    from qmig_e2k.analyze.model import Body
+    from qmig_e2k.vmstate import Format, VMStateDescription
+
+log = logging.getLogger(__name__)
+
+FORMATS: tuple[Format, ...] = ("7.2", "10.0", "2.9")
+BY_FORMAT = ("timer", "globalstate")
+"""Sections that QEMU's generations describe differently."""
+EVERYWHERE = ("timer", "globalstate", "cpu_common")
+"""Sections that look alike on every machine; other names may mean another device elsewhere."""
+TIMELESS = ("timer", "globalstate", "e2k-machine")
+"""Sections to whose values a reset means nothing."""
+PAGE_SIZE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """How one of our devices looks.
+
+    Attributes:
+        layout: its layout.
+        reset: values after power-on by path; empty where that says nothing.
+    """
+
+    layout: Layout
+    reset: dict[str, Any]
+
+
+def own_layout(description: VMStateDescription, obj: Any, version: int, format_: Format) -> Own:
+    """The layout of `obj`'s payload at `version`, and the values that it has now.
+
+    Raises:
+        MigrationError: the object cannot be saved.
+    """
+    writer = Writer()
+    made = _describe(description, obj, version, Saver(writer, format_))
+    layout = parse_layout(made)
+    file = StoredFile(writer.getvalue())
+    try:
+        decoder = Decoder(Cursor(file, 0), layout, version)
+        decoder.run()
+    finally:
+        file.close()
+    return Own(layout, {path: value for path, item, value in leaves(decoder.body) if item.type != "unused_buffer"})
+
+
+def _describe(description: VMStateDescription, obj: Any, version: int, saver: Saver) -> dict[str, Any]:
+    """Write all fields and every subsection, whatever its rule says; the JSON object of that."""
+    entries: list[Any] = []
+    for row, label in description.plan:
+        if row.present(obj, version):
+            row.save(saver, obj, label, entries)
+    parts = []
+    for part in description.subsections:
+        saver.writer.write(part.announcement)
+        parts.append(_describe(part, obj, part.version_id, saver))
+    return {"vmsd_name": description.name, "version": version, "fields": entries, "subsections": parts}
+
+
+class Known:
+    """Finds our own layouts for the sections of one stream."""
+
+    def __init__(self) -> None:
+        """Nothing is known of the machine yet."""
+        self.machine: str | None = None
+        self._identity: dict[str, int] = {}
+        self._registries: list[tuple[Format, Registry]] | None = None
+
+    def identify(self, body: Body) -> None:
+        """Take over what the section `e2k-machine` says: it decides what devices there are."""
+        self._identity = {name: value for name, value in body.plain().items() if type(value) is int}
+        self._registries = None
+
+    def configuration(self, machine: str) -> Own:
+        """The configuration element's layout; its length of the name is that of `machine`."""
+        config = Configuration(machine, capabilities=["mapped-ram"], uuid=bytes(16), page_bits=12)
+        config.fill()
+        made = own_layout(CONFIGURATION_STATE, config, 1, "10.0")
+        return Own(made.layout, {})
+
+    def find(self, idstr: str, instance_id: int, version: int) -> list[Own]:
+        """Layouts that the section may have: several where QEMU's generations differ."""
+        found: list[Own] = []
+        for format_, registry in self._all()[: None if idstr in BY_FORMAT else 1]:
+            entry = next((entry for entry in registry if entry.matches(idstr, instance_id)), None)
+            if entry is None or not isinstance(entry.handler, VmStateHandler):
+                continue
+            if self._e2k is None and entry.idstr not in EVERYWHERE:
+                continue
+            description = entry.handler.description
+            if not description.minimum_version_id <= version <= description.version_id:
+                continue
+            try:
+                own = own_layout(description, entry.handler.obj, version, format_)
+            except (MigrationError, ValueError, TypeError, AttributeError):
+                log.exception("%s cannot describe itself", entry.path)
+                continue
+            if idstr in TIMELESS:
+                own = Own(own.layout, {})
+            if own.layout not in [other.layout for other in found]:
+                found.append(own)
+        return found
+
+    @property
+    def _e2k(self) -> str | None:
+        """Our machine type of that name on the wire."""
+        return {"e2k": "e2k-qemu", "e2k-1.0": "e2k-1.0"}.get(self.machine or "")
+
+    def _all(self) -> list[tuple[Format, Registry]]:
+        if self._registries is None:
+            machine = self._build()
+            self._registries = []
+            for format_ in FORMATS:
+                profile = Profile(format_)
+                registry = Registry(profile)
+                machine.register(registry, VirtualClock(), GlobalState(profile))
+                self._registries.append((format_, registry))
+        return self._registries
+
+    def _build(self) -> Any:
+        kind = self._e2k or "e2k-qemu"
+        options = OPTIONS if kind == "e2k-1.0" else ()
+        said = self._identity
+        model = next((m.name for m in MODELS.values() if (m.isa, m.mdl) == (said.get("isa"), said.get("mdl"))), None)
+        try:
+            return build(
+                kind,
+                said.get("ram_size", 16 * PAGE_SIZE),
+                cpus=said.get("cpus", MAX_CPUS),
+                model=model or DEFAULT_MODEL,
+                kernel_size=PAGE_SIZE if said.get("boot_mode") else None,
+                tags=bool(said.get("tags")),
+                options=options,
+            )
+        except MigrationError as error:
+            log.info("the stream's machine cannot be built here: %s", error)
+            return build(kind, 16 * PAGE_SIZE, cpus=MAX_CPUS, options=options)
