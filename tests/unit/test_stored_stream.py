@@ -1,4 +1,4 @@
-"""StoredStream: RAM in every coding that QEMU has, put together from all channels; hostile packets are refused by name."""
+"""StoredStream: RAM in every coding that QEMU has, from all channels; hostile packets are refused by name."""
 
 import hashlib
 import json
@@ -225,16 +225,16 @@ def test_pages_one_by_one(method):
     assert memory(stream) == noise + pages(4)
 
 
+def synced(packer, data):
+    return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
+
+
 def test_zlib_over_packets():
     packer = zlib.compressobj(1)
-
-    def packed(data):
-        return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
-
     channel = (
         hello()
-        + packet([PAGE], flags=ZLIB, data=packed(pages(1)))
-        + packet([0], flags=ZLIB | SYNC, data=packed(pages(2)))
+        + packet([PAGE], flags=ZLIB, data=synced(packer, pages(1)))
+        + packet([0], flags=ZLIB | SYNC, data=synced(packer, pages(2)))
     )
     stream = stored(head(pages=2) + END, channel)
     read_all(stream)
@@ -288,9 +288,7 @@ MULTIFD_REFUSALS = {
     ),
     "another method": (
         hello()
-        + packet(
-            [0], flags=ZLIB, data=(lambda z: z.compress(pages(1)) + z.flush(zlib.Z_SYNC_FLUSH))(zlib.compressobj())
-        )
+        + packet([0], flags=ZLIB, data=synced(zlib.compressobj(), pages(1)))
         + packet([0], flags=0x04, data=b"x"),
         "bad-flags",
         None,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qmig_e2k.vmstate.json import JsonObject
 
 MAX_DEPTH = 64
-MAX_FIELDS = 1 << 22
+MAX_FIELDS = 1 << 20
 """Fields and elements of one section: a description could name far more than the stream has bytes."""
 SUBSECTION = 0x05
 

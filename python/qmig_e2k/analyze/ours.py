@@ -50,6 +50,14 @@ class Own:
     layout: Layout
     reset: dict[str, Any]
 
+    def doubt(self, body: Body) -> int:
+        """How unlikely it is that `body` was meant to be read by this layout, of several that fit: 0 for surely.
+
+        What is a flag in the newer `globalstate` is always 1, and in the older one always 0, behind the name.
+        """
+        flag = next((item.value for item in body.fields if item.name == "has_vm_was_suspended"), None)
+        return 1 if flag is None else 0 if flag else 2
+
 
 def own_layout(description: VMStateDescription, obj: Any, version: int, format_: Format) -> Own:
     """The layout of `obj`'s payload at `version`, and the values that it has now.

@@ -69,8 +69,8 @@ def plausible(file: StoredFile, at: int, live: Collection[int]) -> bool:
     if kind == 0x00:
         return not rest or rest[0] == 0x06
     if kind in {0x01, 0x04}:
-        name = rest[5 : 5 + rest[4]] if len(rest) > 4 else b"?"
-        return bool(name) and all(0x20 < byte < 0x7F for byte in name)
+        # the file may end inside the name
+        return len(rest) < 5 or (rest[4] > 0 and all(0x20 < byte < 0x7F for byte in rest[5 : 5 + rest[4]]))
     if len(rest) < 4:
         return kind in {0x02, 0x03, 0x08}
     if kind in {0x02, 0x03}:

@@ -259,10 +259,12 @@ class _Reading:
             ours.append((attempt, own))
         fitting = [attempt for attempt in attempts if attempt.refusal is None and self._ends(attempt.end, section_id)]
         if ours:
-            # of several generations' layouts the one that is most like the stream's, or else the first that fits
-            chosen, own = min(
-                ours, key=lambda pair: len(stream.differences(pair[0])) if stream else pair[0] not in fitting
-            )
+            # of several generations' layouts the one that is most like the stream's, or else the likeliest that fits
+            def distance(pair: tuple[_Attempt, Own]) -> tuple[int, int]:
+                attempt, own = pair
+                return len(stream.differences(attempt)) if stream else attempt not in fitting, own.doubt(attempt.body)
+
+            chosen, own = min(ours, key=distance)
             device.reset = own.reset
             if stream is not None:
                 device.disagreements = stream.differences(chosen)

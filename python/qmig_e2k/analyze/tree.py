@@ -178,7 +178,7 @@ def _device(device: Device, changed: set[str]) -> Iterator[Line]:
 
 def _disagreements(found: list[dict[str, Any]], indent: str) -> Iterator[Line]:
     for item in found:
-        says = [f"{name} {values.one(item[name], 'summary')}" for name in ("stream", "ours") if item[name] is not None]
+        says = [f"{name} {_side(item[name])}" for name in ("stream", "ours") if item[name] is not None]
         yield [
             (indent, ""),
             ("! disagreement  ", "bad"),
