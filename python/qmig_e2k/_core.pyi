@@ -151,7 +151,7 @@ class StoredStream:
     Memory grows with the records that come, not with what the stream announces; pages that stand in a file as they are stay there.
     """
 
-    def __new__(cls, main: int, channels: Sequence[int] = (), *, footers: bool | None = None) -> Self:
+    def __new__(cls, main: int, channels: Sequence[int], *, footers: bool | None = None) -> Self:
         """Over descriptors of seekable files, which it takes over: the main channel, and the multifd channels in any order.
 
         `footers`: whether sections have footers; None: as the first one shows.

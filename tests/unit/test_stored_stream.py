@@ -416,4 +416,4 @@ def test_record_refusals(name):
 
 def test_no_file():
     with pytest.raises(Exception, match="descriptor"):
-        StoredStream(-1)
+        StoredStream(-1, [])

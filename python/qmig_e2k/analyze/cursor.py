@@ -110,12 +110,10 @@ class Cursor:
     def take(self, length: int) -> bytes:
         """The next `length` bytes."""
         # first the question whether they exist: a hostile length must not be allocated
-        if length > self.left:
-            raise Refusal(
-                f"the stream ends inside this field: {length - self.left} of {length} bytes are missing",
-                self.offset,
-                "truncated",
-            )
+        missing = length - self.left
+        if missing > 0:
+            count = "1 byte is" if missing == 1 else f"{missing} bytes are"
+            raise Refusal(f"the stream ends inside this field: {count} missing", self.offset, "truncated")
         made = self.peek(length)
         self._at += length
         return made

@@ -198,9 +198,15 @@ class Decoder:
             entries = list(group)
             item = Field(name, entries[0].type, self.cursor.offset)
             body.fields.append(item)
-            with Place(name, self.cursor.offset):
-                self._read(entries, item)
-            item.size = self.cursor.offset - item.offset
+            try:
+                with Place(name, self.cursor.offset):
+                    self._read(entries, item)
+            except Refusal:
+                if item.value is None:
+                    body.fields.pop()
+                raise
+            finally:
+                item.size = self.cursor.offset - item.offset
         self._subsections(layout, body)
 
     def _read(self, entries: list[Entry], item: Field) -> None:

@@ -25,7 +25,7 @@ class Field:
         type: type name, as in the JSON description of a stream (spec/stream.md 3.5).
         offset: stream offset of the first byte.
         size: bytes in the stream.
-        value: what was read; None if it was cut off.
+        value: what was read.
     """
 
     name: str

@@ -41,7 +41,7 @@ fn source(fd: Option<OwnedFd>) -> Result<FileSource> {
 impl StoredStream {
     /// Over seekable files: the main channel and the multifd channels. Takes the descriptors over.
     #[new]
-    #[pyo3(signature = (main, channels = Vec::new(), *, footers = None))]
+    #[pyo3(signature = (main, channels, *, footers = None))]
     fn new(main: i32, channels: Vec<i32>, footers: Option<bool>) -> PyResult<Self> {
         let open = |fd| source(owned(Some(fd))?).map_err(|e| to_py(&e));
         let main = open(main)?;
