@@ -96,7 +96,7 @@ class Vm:
             running=running,
         )
         self._hardware = hardware
-        self._resettable = hasattr(emulator, "reset")
+        self._emulator = emulator
         hardware.register(self.machine.registry, self.machine.clock, self.machine.global_state)
         self.machine.reset_hooks.append(hardware.reset)
 
@@ -203,7 +203,7 @@ class Vm:
 
     def notes(self) -> list[str]:
         """What stops no migration but is worth knowing, one sentence each, such as devices that were left out."""
-        return list(checks.notes(self.machine, self._hardware, self.cpus, resettable=self._resettable))
+        return list(checks.notes(self.machine, self._hardware, self.cpus, resettable=hasattr(self._emulator, "reset")))
 
     def add_blocker(self, reason: str) -> int:
         """Keep the machine from migrating until `del_blocker`.
