@@ -28,9 +28,6 @@ class StreamError(MigrationError):
 def probe() -> dict[str, tuple[bool, str, str]]:
     """What kernel and permissions allow: name -> (ok, detail, remedy). Names: `userfaultfd`, `missing`, `wp-async`, `pagemap-scan`, `memfd`, `hugetlb`, `thp`."""
 
-def check_postcopy(blocks: Sequence[Block]) -> None:
-    """Raises MigrationError (`not-permitted`, with the remedy) if the pages of these blocks cannot come late on this host."""
-
 @final
 class Block:
     """A range of guest RAM with its idstr. Exports a writable uint8 buffer (`np.frombuffer(block, np.uint8)`) over `max_size` bytes."""

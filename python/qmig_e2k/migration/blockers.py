@@ -6,12 +6,21 @@ from qmig_e2k._core import Control
 from qmig_e2k.errors import migration_error
 from qmig_e2k.migration.settings import Settings
 
-__all__ = ["POSTCOPY", "RUNNING", "Blockers"]
+__all__ = ["RUNNING", "Blockers"]
 
-POSTCOPY = frozenset({"postcopy-active", "postcopy-paused", "postcopy-recover"})
-"""States in which the destination runs, or is about to, while memory is still at the source."""
-
-RUNNING = POSTCOPY | {"setup", "active", "pre-switchover", "device", "cancelling", "wait-unplug"}
+RUNNING = frozenset(
+    {
+        "setup",
+        "active",
+        "pre-switchover",
+        "device",
+        "cancelling",
+        "postcopy-active",
+        "postcopy-paused",
+        "postcopy-recover",
+        "wait-unplug",
+    }
+)
 """Outgoing states in which a migration is under way."""
 
 

@@ -23,6 +23,9 @@ use crate::{Error, ErrorKind, Result};
 /// How soon a pipe that had bytes in it is looked at again; up to 16 times that later on.
 const DRAIN_PAUSE: Duration = Duration::from_millis(1);
 
+/// The same for bytes on their way through a socket, with the machine stopped; up to `DRAIN_PAUSE` later on.
+const ARRIVE_PAUSE: Duration = Duration::from_micros(50);
+
 /// How a descriptor waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -273,6 +276,26 @@ impl WriteHalf {
             Kind::Socket => io::socket_unsent(link.fd.as_fd()).unwrap_or(0),
             Kind::Pipe => rustix::io::ioctl_fionread(&*link.fd).unwrap_or(0),
             Kind::File => 0,
+        }
+    }
+
+    /// Waits until the other side's kernel has everything that was written to a socket (on this machine: until the peer has read it).
+    /// Fails if the connection breaks, or does not get on by `deadline`.
+    pub fn arrived(&self, deadline: Instant) -> Result<()> {
+        let Some(link) = self.link.as_ref().filter(|link| link.kind == Kind::Socket) else { return Ok(()) };
+        let mut pause = ARRIVE_PAUSE;
+        loop {
+            let arrived = self.pending_unsent() == 0;
+            // No event tells of it; only a broken connection makes it ready, and one that has gone keeps nothing.
+            match link.cancel.poll(link.fd.as_fd(), PollFlags::empty(), Some(if arrived { Duration::ZERO } else { pause })) {
+                Wake::Cancelled => return Err(link.cancelled()),
+                Wake::Ready => return Err(link.failed("writing", Errno::PIPE)),
+                Wake::Timeout if arrived => return Ok(()),
+                Wake::Timeout if Instant::now() >= deadline => {
+                    return Err(link.uri.error(ErrorKind::Timeout, "the peer does not take what was sent"));
+                }
+                Wake::Timeout => pause = (2 * pause).min(DRAIN_PAUSE),
+            }
         }
     }
 

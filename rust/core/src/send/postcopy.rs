@@ -38,7 +38,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// The PING that setup sends, the one behind the discards, the one in the package, the one behind it; and the one behind discards
 /// that came late.
-pub(super) const PING_SETUP: u32 = 1;
+const PING_SETUP: u32 = 1;
 const PING_DISCARDED: u32 = 2;
 const PING_PACKAGE: u32 = 3;
 const PING_RUNNING: u32 = 4;
@@ -108,8 +108,11 @@ impl Outgoing {
 
     /// Postcopy was asked for: what can be done before the machine stops. From here on no page is sent before the switch.
     pub(super) fn prepare_switch(&mut self) -> Result<()> {
-        if let Some(uri) = self.uri.clone() {
-            // The destination counts connections: the first has to be known to it.
+        if self.preempt()
+            && self.options.format == Format::V10_0
+            && let Some(uri) = self.uri.clone()
+        {
+            // The destination counts connections: it must have taken the first.
             self.wait_pong(PING_SETUP)?;
             self.connect_second(&uri, Format::V10_0)?;
         }
@@ -192,6 +195,8 @@ impl Outgoing {
         self.put(package.as_slice())?;
         self.flush()?;
         self.wait_pong(fence)?;
+        // What may get lost from here on is RUN alone.
+        self.stream()?.arrived(Instant::now() + FENCE_DEADLINE).map_err(|e| self.blame(e))?;
         if let Some(names) = self.parts()?.0.written_since()? {
             return Err(super::outgoing::still_written(&names));
         }
@@ -261,16 +266,15 @@ impl Outgoing {
         let release = self.plan.is_some_and(|plan| plan.release);
         let ended = match said {
             None | Some(0) => false,
-            Some(NEVER_RAN) if !release => {
+            Some(status) => {
                 let text = "the destination could not load the machine and never ran it; its log or query-migrate says why";
                 let never = Error::new(ErrorKind::ReturnPath, text);
-                if self.session.give_back(never.clone()) {
+                if status == NEVER_RAN && !release && self.session.give_back(never.clone()) {
                     return Err(never);
                 }
-                true
+                // Who is only being asked whether it is the right one does not end anything.
+                self.session.status() == Status::PostcopyActive
             }
-            // Who is only being asked whether it is the right one does not end anything.
-            Some(_) => self.session.status() == Status::PostcopyActive,
         };
         let recoverable = !ended && !release && self.options.format != Format::V2_9;
         if recoverable && self.session.lose_link(&error) {

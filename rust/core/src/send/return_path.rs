@@ -67,11 +67,9 @@ impl ReturnPath {
                 let cut = reader.cutter();
                 let end = theirs.listen(reader);
                 theirs.note(|heard| heard.ended = Some(end));
-                if let Some(urgent) = theirs.urgent.get() {
-                    urgent.close();
-                }
+                let too_early = theirs.urgent.get().is_some_and(|urgent| !urgent.close());
                 // Who does not listen any more may still hold the connection open, with a writer of ours stuck in it.
-                if theirs.lock().shut != Some(0) {
+                if too_early || theirs.lock().shut != Some(0) {
                     cut();
                 }
             })

@@ -82,6 +82,11 @@ impl Stream {
         self.writer.drained(deadline)
     }
 
+    /// Wait until the peer's kernel has what was flushed.
+    pub fn arrived(&self, deadline: Instant) -> Result<()> {
+        self.writer.arrived(deadline)
+    }
+
     /// From here on a write that has to wait longer fails.
     pub fn set_deadline(&mut self, deadline: Instant) {
         self.writer.set_deadline(deadline);

@@ -126,10 +126,11 @@ impl Urgent {
         drop(self.changed.wait_timeout_while(queue, time, idle).unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Nothing more will be asked for: ends the sleep, now and from now on.
-    pub fn close(&self) {
+    /// Nothing more will be asked for: ends the sleep, now and from now on. False if there still is something to send.
+    pub fn close(&self) -> bool {
         self.lock().closed = true;
         self.changed.notify_all();
+        self.unsent.left() == 0
     }
 
     /// What has been claimed for the second channel has been written to it; with `end` so is the word that ends it.

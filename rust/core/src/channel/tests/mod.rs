@@ -187,6 +187,43 @@ fn unsent_bytes_are_known() {
     assert_eq!(writer.pending_unsent(), 0);
 }
 
+#[test]
+fn what_has_arrived_is_known_and_so_is_a_peer_that_has_gone() {
+    let (a, b) = ends(&cancel());
+    let (mut writer, mut reader) = (a.writer.unwrap(), b.reader.unwrap());
+    let soon = || Instant::now() + SOON;
+    writer.arrived(soon()).unwrap();
+    writer.write_all(&[1; 500]).unwrap();
+    refused(writer.arrived(Instant::now()), ErrorKind::Timeout, "fd:a", "does not take");
+    let taker = std::thread::spawn(move || {
+        assert_eq!(reader.read(&mut [0; 1000]).unwrap(), 500);
+        (reader, b.writer)
+    });
+    writer.arrived(soon()).unwrap();
+    drop(taker.join().unwrap());
+    refused(writer.arrived(soon()), ErrorKind::Closed, "fd:a", "the peer closed the channel");
+}
+
+#[test]
+fn who_waits_for_room_is_told_of_it_or_of_the_deadline() {
+    let (a, b) = ends(&cancel());
+    let (mut writer, mut reader) = (a.writer.unwrap(), b.reader.unwrap());
+    assert!(writer.is_local());
+    writer.bound(16 << 10, 16 << 10);
+    writer.room().unwrap();
+    writer.set_deadline(Instant::now() + Duration::from_millis(10));
+    refused(writer.write_all(&vec![0; 1 << 20]), ErrorKind::Timeout, "fd:a", "the peer does not read");
+    assert!(writer.pending_unsent() <= 64 << 10, "the bound is kept");
+    writer.set_deadline(Instant::now() + Duration::from_millis(10));
+    refused(writer.room(), ErrorKind::Timeout, "fd:a", "the peer does not read");
+    writer.set_deadline(Instant::now() + SOON);
+    let taker = std::thread::spawn(move || while reader.read(&mut vec![0; 1 << 16]).unwrap() > 0 {});
+    writer.room().unwrap();
+    drop(writer);
+    drop(a.reader);
+    taker.join().unwrap();
+}
+
 /// Cancels `wait` once `begun` says that it is about to wait; it must end soon, as cancelled.
 fn ends_by_cancel(wait: impl FnOnce(&Cancel, &dyn Fn()) -> Result<()> + Send + 'static) {
     let cancel = cancel();

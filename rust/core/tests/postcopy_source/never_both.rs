@@ -1,0 +1,93 @@
+//! The connection is cut after every byte of the switch, in either direction: at most one side may run the machine.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use qmig_core::ErrorKind;
+use qmig_core::control::Status;
+use qmig_core::send::Format;
+
+use crate::peer::{Peer, Setting, Source, block};
+
+/// RUN: without all of it nothing has happened.
+const LAST: usize = 5;
+
+fn relay(mut from: UnixStream, mut to: UnixStream, limit: usize) -> usize {
+    let mut passed = 0;
+    let mut buffer = [0; 4096];
+    while passed < limit {
+        let most = buffer.len().min(limit - passed);
+        match from.read(&mut buffer[..most]) {
+            Ok(0) | Err(_) => break,
+            Ok(n) if to.write_all(&buffer[..n]).is_ok() => passed += n,
+            Ok(_) => break,
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+    passed
+}
+
+struct Outcome {
+    runs_there: bool,
+    runs_here: bool,
+    /// Bytes up to and with RUN, and of answers, as far as they came.
+    taken: usize,
+    kind: Option<ErrorKind>,
+}
+
+fn migrate(forward: usize, back: usize) -> Outcome {
+    let (ours, ours_relay) = UnixStream::pair().unwrap();
+    let (theirs, theirs_relay) = UnixStream::pair().unwrap();
+    let source = Source::start(&[block("ram", 2)], &Setting::new(Format::V7_2), Some(ours.into()));
+    let ahead = (ours_relay.try_clone().unwrap(), theirs_relay.try_clone().unwrap());
+    let ahead = thread::spawn(move || relay(ahead.0, ahead.1, forward));
+    let behind = thread::spawn(move || relay(theirs_relay, ours_relay, back));
+    // What does not come makes the script panic: then the destination has not run.
+    let there = thread::spawn(move || {
+        let mut peer = Peer::new(theirs);
+        peer.quiet = true;
+        peer.switched();
+        let taken = peer.taken;
+        peer.hang_up();
+        taken
+    });
+    let ran = there.join();
+    let session = source.session.clone();
+    // Nothing waits in a source that failed; one that is paused is given up.
+    crate::peer::until("an end", || session.status() == Status::PostcopyPaused || session.error().is_some());
+    let committed = session.status() == Status::PostcopyPaused;
+    assert_eq!(committed, !session.owned());
+    source.give_up();
+    let outcome =
+        Outcome { runs_there: ran.is_ok(), runs_here: session.owned(), taken: ran.unwrap_or(0), kind: session.error().map(|e| e.kind) };
+    ahead.join().unwrap();
+    behind.join().unwrap();
+    assert!(!(outcome.runs_there && outcome.runs_here), "both sides would run the machine");
+    assert_eq!(outcome.runs_here, outcome.kind != Some(ErrorKind::OwnershipUnknown));
+    outcome
+}
+
+#[test]
+fn cut_after_every_byte() {
+    let whole = migrate(usize::MAX, usize::MAX);
+    assert!(whole.runs_there && !whole.runs_here);
+    for forward in 0..=whole.taken {
+        let outcome = migrate(forward, usize::MAX);
+        assert_eq!(outcome.runs_there, forward == whole.taken, "cut after {forward} bytes");
+        // A cut inside RUN may also be noticed in time.
+        let before = forward < whole.taken - LAST;
+        assert!(outcome.runs_here || !before, "cut after {forward} of {} bytes", whole.taken);
+    }
+}
+
+#[test]
+fn cut_after_every_byte_of_the_answers() {
+    // PONG 1 and PONG 2.
+    for back in 0..16 {
+        let outcome = migrate(usize::MAX, back);
+        assert!(outcome.runs_here && !outcome.runs_there, "cut after {back} bytes");
+    }
+}
