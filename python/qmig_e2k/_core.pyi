@@ -26,7 +26,8 @@ class StreamError(MigrationError):
 # ---- memory (rust/py/src/block.rs) ----------------------------------------------------------------------------------
 
 def probe() -> dict[str, tuple[bool, str, str]]:
-    """What kernel and permissions allow: name -> (ok, detail, remedy). Names: `userfaultfd`, `missing`, `wp-async`, `pagemap-scan`, `memfd`, `hugetlb`, `thp`."""
+    """What kernel and permissions allow: name -> (ok, detail, remedy). Names: `userfaultfd`, `missing`, `missing-shmem`, `missing-hugetlb`, `kernel-faults`, `minor`,
+    `poison`, `wp-async`, `pagemap-scan`, `memfd`, `hugetlb`, `thp`."""
 
 @final
 class Block:

@@ -24,7 +24,7 @@ const THREADS: usize = 64;
 pub enum Phase {
     /// From the fault thread's waking up until it held this fault.
     Read,
-    /// From there until the request was handed to the link.
+    /// From there until its request was the next to be sent.
     Request,
     /// From there until the first byte of the page was in hand.
     FirstByte,
@@ -151,7 +151,7 @@ impl Latency {
         slot.key.store(key, Ordering::Release);
     }
 
-    /// The request for the page was handed over.
+    /// The request for the page is about to be sent.
     pub(super) fn requested(&self, block: usize, page: usize) {
         if let Some(slot) = self.slot(key(block, page)) {
             slot.requested.store(self.now(), Ordering::Relaxed);

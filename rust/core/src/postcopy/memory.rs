@@ -138,7 +138,7 @@ impl Memory {
         self.regions[block].page_size
     }
 
-    /// All host page sizes ORed: what ADVISE carries.
+    /// The bitwise sum of all host page sizes: what ADVISE carries.
     pub fn page_sizes(&self) -> u64 {
         self.regions.iter().fold(0, |sum, region| sum | region.page_size)
     }
@@ -212,7 +212,7 @@ impl Memory {
         for region in &self.regions {
             region.check_whole()?;
         }
-        let mut watch = Watch { uffd: self.open()?, ranges: Vec::new(), leases: Mutex::new(leases), on: AtomicBool::new(true) };
+        let mut watch = Watch { uffd: open()?, ranges: Vec::new(), leases: Mutex::new(leases), on: AtomicBool::new(true) };
         for (index, region) in self.regions.iter().enumerate() {
             let (address, len) = (region.block.address(), region.block.pages() * TARGET_PAGE);
             // A huge page would bring in the neighbours of a page, as zeros.
@@ -228,13 +228,6 @@ impl Memory {
             region.drop_unreceived()?;
         }
         self.watch.set(watch).map_err(|_| armed("LISTEN"))
-    }
-
-    fn open(&self) -> Result<Uffd> {
-        let found = Uffd::features()?;
-        // Only what is there and needed: a kernel refuses what it does not know.
-        let wanted = Features::MISSING_HUGETLBFS | Features::MISSING_SHMEM | Features::THREAD_ID;
-        Uffd::open(wanted & found, Faults::Best)
     }
 
     fn refuse_armed(&self, what: &str) -> Result<()> {
@@ -345,6 +338,14 @@ impl Memory {
         }
         why != Some(Refusal::NoMemory)
     }
+}
+
+/// A descriptor for missing pages of every kind that this kernel reports.
+fn open() -> Result<Uffd> {
+    let found = Uffd::features()?;
+    // Only what is there and needed: a kernel refuses what it does not know.
+    let wanted = Features::MISSING_HUGETLBFS | Features::MISSING_SHMEM | Features::THREAD_ID;
+    Uffd::open(wanted & found, Faults::Best)
 }
 
 fn armed(what: &str) -> Error {

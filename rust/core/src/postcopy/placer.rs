@@ -70,6 +70,25 @@ impl Placer {
         if fill == 0 { self.take(block, offset, None) } else { self.take(block, offset, Some(&[fill; TARGET_PAGE])) }
     }
 
+    /// A whole host page, from wherever it is.
+    pub(super) fn whole(&mut self, block: usize, offset: u64, content: Content<'_>) -> Result<()> {
+        let memory = self.requests.memory();
+        let (size, used) = (memory.page_size(block), memory.block(block).used_length());
+        if !offset.is_multiple_of(size) || offset >= used {
+            return Err(self.error(block, format!("page {offset:#x} is misaligned or outside the block's {used:#x} bytes")));
+        }
+        if !memory.claim(block, offset) {
+            return Err(self.error(block, format!("page {offset:#x} arrived twice")));
+        }
+        let first = self.requests.latency().now();
+        place(&self.requests, block, offset, content, first)
+    }
+
+    /// What it belongs to.
+    pub(super) fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
     /// Places the small pages that were collected. A host page that is not whole stays.
     pub fn flush(&mut self) -> Result<()> {
         match self.group {
@@ -105,11 +124,8 @@ impl Placer {
 
     /// A page that is a host page.
     fn small(&mut self, block: usize, offset: u64, bytes: Option<&[u8]>) -> Result<()> {
-        // What is being assembled or collected elsewhere ends here.
-        match self.group {
-            Some(group) if ratio(self.requests.memory(), group.block) > 1 => return Err(self.interrupted(group)),
-            Some(group) if !group.continues(block, offset, bytes.is_none()) || group.count == self.batch => self.complete(group)?,
-            _ => {}
+        if let Some(group) = self.group.filter(|group| ratio(self.requests.memory(), group.block) > 1) {
+            return Err(self.interrupted(group));
         }
         if !self.requests.memory().claim(block, offset) {
             return Err(self.error(block, format!("page {offset:#x} arrived twice")));
@@ -119,6 +135,9 @@ impl Placer {
             let content = bytes.map_or(Content::Zeros(TARGET_PAGE), Content::Bytes);
             let first = if waited { self.requests.latency().now() } else { 0 };
             return place(&self.requests, block, offset, content, first);
+        }
+        if let Some(group) = self.group.filter(|group| !group.continues(block, offset, bytes.is_none()) || group.count == self.batch) {
+            self.complete(group).inspect_err(|_| self.requests.memory().release(block, offset, TARGET_PAGE))?;
         }
         let group = self.group.get_or_insert(Group { block, offset, count: 0, zero: bytes.is_none(), first: 0 });
         if let Some(bytes) = bytes {

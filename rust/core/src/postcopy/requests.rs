@@ -66,7 +66,7 @@ impl Requests {
 
     /// How many pages were asked for, or wait to be, and have not come.
     pub fn outstanding(&self) -> u64 {
-        self.outstanding.load(Ordering::Relaxed)
+        self.outstanding.load(Ordering::SeqCst)
     }
 
     /// How many requests were sent, repeated ones included.
@@ -92,11 +92,10 @@ impl Requests {
             return Ok(self.memory.satisfy(block, offset));
         }
         self.latency.blocked(fault.thread, block, page);
-        if !self.asked[block].set(page) {
-            // Whoever places it clears the bit first and looks for waiting threads then.
+        // Whoever places a page clears its bit first and looks for waiting threads then.
+        if !self.mark(block, page) {
             return Ok(true);
         }
-        self.outstanding.fetch_add(1, Ordering::Relaxed);
         self.latency.read(block, page, woken);
         // Whoever places it from now on sees the bit; what was placed before was seen by the kernel, which let the thread go.
         if self.memory.is_received(block, offset) {
@@ -108,16 +107,44 @@ impl Requests {
         Ok(true)
     }
 
+    /// The page is asked for from now on; false if it was already.
+    fn mark(&self, block: usize, page: usize) -> bool {
+        // Before the bit: who finds the bit counts down.
+        self.outstanding.fetch_add(1, Ordering::SeqCst);
+        let new = self.asked[block].set(page);
+        if !new {
+            self.outstanding.fetch_sub(1, Ordering::SeqCst);
+        }
+        new
+    }
+
+    /// Asks for a page that nobody waits for yet; an error if there is nobody to ask.
+    pub(super) fn want(&self, block: usize, page: usize) -> Result<()> {
+        let offset = page as u64 * self.memory.page_size(block);
+        let mut current = self.requester.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.memory.is_received(block, offset) || !self.mark(block, page) {
+            return Ok(());
+        }
+        if self.memory.is_received(block, offset) {
+            self.finish(block, page, None);
+            return Ok(());
+        }
+        self.send(&mut current, block, page);
+        let closed = || Error::new(ErrorKind::Closed, "there is nobody to ask for pages");
+        current.as_ref().map(|_| ()).ok_or_else(closed)
+    }
+
     fn send(&self, current: &mut Option<Box<dyn Requester>>, block: usize, page: usize) {
         let size = self.memory.page_size(block);
         let Some(requester) = current else { return };
         let len = u32::try_from(size).unwrap_or(u32::MAX);
-        if requester.request(block, page as u64 * size, len).is_err() {
-            *current = None;
-            return;
-        }
+        // Before it is out: the page may be here before this thread goes on.
         self.latency.requested(block, page);
         self.sent.fetch_add(1, Ordering::Relaxed);
+        if requester.request(block, page as u64 * size, len).is_err() {
+            self.sent.fetch_sub(1, Ordering::Relaxed);
+            *current = None;
+        }
     }
 
     /// The page is there, its first byte since `first`; nothing if nobody asked for it.
@@ -129,7 +156,7 @@ impl Requests {
 
     fn finish(&self, block: usize, page: usize, first: Option<u64>) {
         if self.asked[block].test_and_clear(page) {
-            self.outstanding.fetch_sub(1, Ordering::Relaxed);
+            self.outstanding.fetch_sub(1, Ordering::SeqCst);
             self.latency.placed(block, page, first);
         }
     }

@@ -195,10 +195,15 @@ impl Mapping {
         self.under.take().map(|under| under.fd)
     }
 
-    /// Drops the pages from the page table only (`MADV_DONTNEED`), as a guest's balloon might.
+    /// Drops the pages from the page table only; what a file has stays in the file.
+    pub(crate) fn unmap_pages(&self, offset: usize, len: usize) -> rustix::io::Result<()> {
+        self.advise(offset, len, Advice::LinuxDontNeed)
+    }
+
+    /// The same, as a guest's balloon might.
     #[cfg(test)]
     pub(crate) fn zap(&self, offset: usize, len: usize) {
-        self.advise(offset, len, Advice::LinuxDontNeed).unwrap_or_else(|errno| panic!("{errno}"));
+        self.unmap_pages(offset, len).unwrap_or_else(|errno| panic!("{errno}"));
     }
 
     /// Pushes the pages out of memory, to swap or their file.

@@ -1,8 +1,10 @@
 //! What the kernel and the permissions of this process allow, tried out rather than read off version numbers.
 
-use super::mmap::{Mapping, PAGE};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::mmap::{HUGE_PAGE, Mapping, PAGE};
 use super::pagemap::{Pagemap, Query};
-use super::uffd::{Faults, Features, Modes, Uffd};
+use super::uffd::{Fault, Faults, Features, Modes, REMEDY, Refusal, Uffd};
 use crate::{Error, ErrorKind, Result};
 
 /// One fact: can it be used, what was seen, and what to do if not (empty if nothing is to be done).
@@ -30,13 +32,14 @@ type Trial = fn() -> Result<String>;
 impl Probe {
     /// Tries everything.
     pub fn run() -> Self {
-        let trials: [(&'static str, Trial, &str); 7] = [
+        let trials: [(&'static str, Trial, &str); 12] = [
             ("userfaultfd", userfaultfd, "a kernel with CONFIG_USERFAULTFD=y (needed for postcopy and for the kernel's dirty log)"),
-            (
-                "missing",
-                missing,
-                "run as root, `sysctl vm.unprivileged_userfaultfd=1`, or `setfacl -m u:$USER:rw /dev/userfaultfd` (needed for postcopy)",
-            ),
+            ("missing", || missing(&Mapping::anon(PAGE, false)?), "Linux 5.11 or newer, and a userfaultfd (needed for postcopy)"),
+            ("missing-shmem", || missing(&Mapping::memfd(PAGE, false)?), "Linux 5.11 or newer; else use backing anon for postcopy"),
+            ("missing-hugetlb", || missing(&Mapping::hugetlb(HUGE_PAGE)?), "sysctl vm.nr_hugepages=N; else use backing anon for postcopy"),
+            ("kernel-faults", kernel_faults, REMEDY),
+            ("minor", minor, "Linux 5.14 or newer; postcopy works without it"),
+            ("poison", poison, "Linux 6.6 or newer; postcopy works without it"),
             ("wp-async", wp_async, "Linux 6.7 or newer; else use the explicit dirty log (mark_dirty after each write)"),
             ("pagemap-scan", pagemap_scan, "Linux 6.7 or newer with CONFIG_PROC_PAGE_MONITOR=y, and /proc mounted"),
             ("memfd", memfd, "a kernel with CONFIG_MEMFD_CREATE=y, or use backing anon"),
@@ -60,13 +63,73 @@ fn userfaultfd() -> Result<String> {
     Ok(format!("features {:#x}", features.bits()))
 }
 
-fn missing() -> Result<String> {
-    let uffd = Uffd::open(Features::MISSING_SHMEM | Features::MISSING_HUGETLBFS, Faults::All)?;
+/// A thread that reads one byte of `memory`, and what it read once `serve` has seen its fault.
+fn touched(uffd: &Uffd, memory: &Mapping, modes: Modes, serve: impl FnOnce(Fault) -> Option<Refusal>) -> Result<u8> {
+    let len = memory.view().len();
+    let address = memory.view().range(0, len).as_ptr().addr();
+    uffd.register(address, len, modes).map_err(|e| failed("register", e))?;
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut byte = [0];
+            memory.view().read(8, &mut byte);
+            byte[0]
+        });
+        let served = first_fault(uffd).and_then(|fault| {
+            let fault = fault.ok_or_else(|| failed("a touched page", "no fault was reported"))?;
+            serve(fault).map_or(Ok(()), |why| Err(failed("a page could not be placed", format!("{why:?}"))))
+        });
+        // Whatever happened, the thread must end.
+        uffd.unregister(address, len).map_err(|e| failed("unregister", e))?;
+        let read = reader.join().map_err(|_| failed("the touching thread", "panicked"))?;
+        served.map(|()| read)
+    })
+}
+
+/// The first fault within a second.
+fn first_fault(uffd: &Uffd) -> Result<Option<Fault>> {
+    let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+    poll(&mut [PollFd::new(uffd, PollFlags::IN)], Some(&second)).map_err(|e| failed("poll", e))?;
+    let mut fault = [Fault::default()];
+    let found = uffd.read_faults(&mut fault).map_err(|e| failed("read", e))?;
+    Ok((found > 0).then_some(fault[0]))
+}
+
+/// Places a page where a thread waits for it.
+fn missing(memory: &Mapping) -> Result<String> {
+    let found = Uffd::features()?;
+    let uffd = Uffd::open((Features::MISSING_SHMEM | Features::MISSING_HUGETLBFS) & found, Faults::Best)?;
+    let page = vec![7; memory.page_size()];
+    let read = touched(&uffd, memory, Modes::MISSING, |fault| uffd.copy(fault.address & !(page.len() - 1), &page).why)?;
+    if read == 7 { Ok("a missing page was placed".to_owned()) } else { Err(failed("a placed page", "was not read back")) }
+}
+
+fn kernel_faults() -> Result<String> {
+    Uffd::open(Features::empty(), Faults::All)?;
+    Ok("missing pages also stop the kernel (recv_into, readinto)".to_owned())
+}
+
+/// Maps a page that exists in its file where a thread waits for it.
+fn minor() -> Result<String> {
+    let uffd = Uffd::open(Features::MINOR_SHMEM, Faults::Best)?;
+    let memory = Mapping::memfd(PAGE, false)?;
+    memory.view().fill(0, PAGE, 7);
+    memory.unmap_pages(0, PAGE).map_err(|e| failed("unmapping a page", e))?;
+    let read = touched(&uffd, &memory, Modes::MINOR, |fault| uffd.continue_(fault.address & !(PAGE - 1), PAGE).why)?;
+    if read == 7 { Ok("a page of shared memory was mapped".to_owned()) } else { Err(failed("a mapped page", "was not read back")) }
+}
+
+fn poison() -> Result<String> {
+    let uffd = Uffd::open(Features::POISON, Faults::Best)?;
     let page = Mapping::anon(PAGE, false)?;
     let address = page.view().range(0, PAGE).as_ptr().addr();
     uffd.register(address, PAGE, Modes::MISSING).map_err(|e| failed("register", e))?;
+    let poisoned = uffd.poison(address, PAGE).why;
+    let touched = page.populate(0, PAGE, false);
     uffd.unregister(address, PAGE).map_err(|e| failed("unregister", e))?;
-    Ok("faults of the kernel included".to_owned())
+    match (poisoned, touched) {
+        (None, Err(_)) => Ok("a page was made an error to touch".to_owned()),
+        (why, _) => Err(failed("a page", format!("could not be made an error to touch ({why:?})"))),
+    }
 }
 
 /// The features of the kernel's dirty log.
@@ -128,7 +191,8 @@ mod tests {
     fn says_something_about_each() {
         let probe = Probe::run();
         let names: Vec<_> = probe.checks.iter().map(|check| check.name).collect();
-        assert_eq!(names, ["userfaultfd", "missing", "wp-async", "pagemap-scan", "memfd", "hugetlb", "thp"]);
+        let wanted = "userfaultfd missing missing-shmem missing-hugetlb kernel-faults minor poison wp-async pagemap-scan memfd hugetlb thp";
+        assert_eq!(names.join(" "), wanted);
         for check in &probe.checks {
             assert_eq!(check.ok, check.remedy.is_empty(), "{check:?}");
             assert!(!check.detail.is_empty(), "{check:?}");
