@@ -29,6 +29,9 @@ def probe() -> dict[str, tuple[bool, str, str]]:
     """What kernel and permissions allow: name -> (ok, detail, remedy). Names: `userfaultfd`, `missing`, `missing-shmem`, `missing-hugetlb`, `kernel-faults`, `minor`,
     `poison`, `wp-async`, `pagemap-scan`, `memfd`, `hugetlb`, `thp`."""
 
+def check_postcopy(blocks: Sequence[Block]) -> None:
+    """Raises MigrationError (`not-permitted`, with the remedy) if the pages of these blocks cannot come late on this host."""
+
 @final
 class Block:
     """A range of guest RAM with its idstr. Exports a writable uint8 buffer (`np.frombuffer(block, np.uint8)`) over `max_size` bytes."""
@@ -407,7 +410,8 @@ class Monitor:
     def arm_exit(self, seconds: float) -> None:
         """`quit` or SIGTERM: if close() was not called within `seconds`, a core thread ends the process with status 0."""
     def handle_signals(self) -> None:
-        """Mask SIGTERM, SIGINT, SIGHUP in this thread (call before others start); a core thread turns each into a `quit` command, then arm_exit."""
+        """Catch SIGTERM, SIGINT, SIGHUP, whichever threads there are; a core thread turns each into a `quit` command, then arm_exit. This thread, and
+        those that it starts later, mask them."""
     def close(self) -> None: ...
 
 # ---- model guest (rust/py/src/guest.rs) -----------------------------------------------------------------------------

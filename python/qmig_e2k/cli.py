@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
@@ -260,9 +259,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _serve(options: argparse.Namespace) -> int:
-    # numpy starts threads when it is imported; signals must be masked in them, too, to reach the core's thread only
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-    from qmig_e2k.serve import Options, serve  # noqa: PLC0415  see above
+    from qmig_e2k.serve import Options, serve  # noqa: PLC0415  the other commands need none of it
 
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="qmig-e2k: %(message)s")

@@ -133,7 +133,7 @@ def serve(options: Options) -> None:
                 # a file on a disk: its only writer is the model guest, which says what it writes
                 vm.machine.dirty_log = "explicit"
         server = QmpServer(vm.machine, guest=emulator)
-        # before any other thread exists; from here on signals and `quit` end even a stuck process
+        # from here on signals and `quit` end even a stuck process
         server.monitor.handle_signals()
         cleanup.callback(server.close)
         cleanup.callback(guest.stop)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -263,7 +264,7 @@ def test_refusals(serve):
     assert "'url' is unexpected" in refused(peer, "migrate", uri="tcp:x:1", url="")
     assert "'blk'" in refused(peer, "migrate", uri="tcp:x:1", blk=True)
     assert "'inc'" in refused(peer, "migrate", uri="tcp:x:1", inc=True)
-    assert "postcopy" in refused(peer, "migrate", uri="tcp:x:1", resume=True)
+    assert "postcopy-paused" in refused(peer, "migrate", uri="tcp:x:1", resume=True)
     assert "rdma" in refused(peer, "migrate", uri="rdma:x:1")
     assert "tcp:127.0.0.1:99999" in refused(peer, "migrate", uri="tcp:127.0.0.1:99999")
     assert peer.migration()["status"] == "failed"
@@ -277,9 +278,9 @@ def test_refusals(serve):
         peer, "migrate-set-capabilities", capabilities=[{"capability": "multifd", "state": True}]
     )
     refused(peer, "migrate-set-capabilities", capabilities=[{"capability": "events"}])
-    assert "postcopy" in refused(peer, "migrate-start-postcopy")
-    refused(peer, "migrate-pause")
-    refused(peer, "migrate-recover", uri="tcp:x:1")
+    assert "postcopy-ram" in refused(peer, "migrate-start-postcopy")
+    assert "postcopy-active" in refused(peer, "migrate-pause")
+    assert "postcopy-paused" in refused(peer, "migrate-recover", uri="tcp:x:1")
     assert "network" in refused(peer, "announce-self")
     refused(peer, "closefd", fdname="nothing")
     refused(peer, "teleport", "CommandNotFound")
@@ -457,6 +458,38 @@ def test_quit_ends_even_a_process_whose_python_is_stuck(tmp_path):
         with QmpClient(f"unix:{path}", alive=lambda: process.poll() is None) as client, pytest.raises(ConnectionError):
             client.execute("quit")
         assert process.wait(20) == 0
+    assert not path.exists()
+
+
+THREADS_FIRST = """
+import os, sys, threading
+os.environ["OPENBLAS_NUM_THREADS"] = "4"
+import numpy
+numpy.ones((500, 500)) @ numpy.ones((500, 500))
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_a_quit_whichever_threads_were_there_before(tmp_path, number):
+    path = tmp_path / "qmp"
+    main = "from qmig_e2k.cli import main\nsys.exit(main(['serve', '-m', '4M', '--qmp', 'unix:' + sys.argv[1]]))"
+    with subprocess.Popen([sys.executable, "-c", THREADS_FIRST + main, str(path)]) as process:
+        with QmpClient(f"unix:{path}", alive=lambda: process.poll() is None) as client:
+            process.send_signal(number)
+            assert client.wait_event("SHUTDOWN")["data"]["reason"] == "host-qmp-quit"
+        assert process.wait(20) == 0
+    assert not path.exists()
+
+
+def test_a_signal_ends_a_stuck_process_whichever_threads_were_there_before(tmp_path):
+    path = tmp_path / "qmp"
+    with subprocess.Popen([sys.executable, "-c", THREADS_FIRST + STUCK, str(path)]) as process:
+        QmpClient(f"unix:{path}", alive=lambda: process.poll() is None).close()
+        begun = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert time.monotonic() - begun < 15
     assert not path.exists()
 
 

@@ -286,9 +286,12 @@ def test_the_handle_can_be_awaited_and_watched():
             assert seen[-1] == "completed"
         assert migration.done()
         assert not migration.cancel()
-        for refused in (migration.start_postcopy, lambda: migration.recover("tcp:x:1")):
-            with pytest.raises(MigrationError, match="not built yet"):
+        with pytest.raises(MigrationError, match="switch the capability `postcopy-ram` on"):
+            migration.start_postcopy()
+        for refused in (migration.pause, lambda: migration.recover("tcp:x:1")):
+            with pytest.raises(MigrationError, match="postcopy-") as caught:
                 refused()
+            assert caught.value.kind == "invalid-state"
 
 
 def test_uuid_is_compared_if_asked_for():

@@ -49,6 +49,18 @@ def test_migration_and_status_are_printed_alike(qemu, serve, outcome):
     assert re.sub(own, "", ours) == re.sub(own, "", theirs)
 
 
-@pytest.mark.parametrize("line", ["", "teleport", "info teleport", "info migrate now"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "teleport",
+        "info teleport",
+        "info migrate now",
+        "migrate_recover",
+        "migrate_recover one two",
+        "migrate_start_postcopy now",
+        "migrate_pause now",
+    ],
+)
 def test_mistakes_are_answered_alike(qemu, serve, line):
     assert text(serve("-m", "4M"), line) == text(qemu("-m", "4M"), line)

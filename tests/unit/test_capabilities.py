@@ -57,9 +57,21 @@ def test_what_cannot_be_had_is_refused_by_name_with_the_reason(name):
 
 def test_old_spellings_and_unknown_names():
     caps = Capabilities()
-    with pytest.raises(MigrationError, match="postcopy-ram"):
-        caps.update([("x-postcopy-ram", True)])
+    caps.update([("x-postcopy-ram", True)])
+    assert caps.enabled == ["postcopy-ram"]
     with pytest.raises(MigrationError) as caught:
         caps.update([("events", True), ("teleport", True)])
     assert caught.value.kind == "invalid-argument"
     assert not caps["events"]
+
+
+def test_a_capability_that_needs_another():
+    caps = Capabilities()
+    with pytest.raises(MigrationError, match="'postcopy-preempt' needs 'postcopy-ram'") as caught:
+        caps.update([("events", True), ("postcopy-preempt", True)])
+    assert (caught.value.kind, caps.enabled) == ("invalid-argument", [])
+    caps.update([("postcopy-preempt", True), ("postcopy-ram", True)])  # whatever the order
+    with pytest.raises(MigrationError, match="needs"):
+        caps.update([("postcopy-ram", False)])
+    assert caps.enabled == ["postcopy-ram", "postcopy-preempt"]
+    caps.update([("postcopy-ram", False), ("postcopy-preempt", False)])

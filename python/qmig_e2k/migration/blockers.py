@@ -6,21 +6,12 @@ from qmig_e2k._core import Control
 from qmig_e2k.errors import migration_error
 from qmig_e2k.migration.settings import Settings
 
-__all__ = ["RUNNING", "Blockers"]
+__all__ = ["POSTCOPY", "RUNNING", "Blockers"]
 
-RUNNING = frozenset(
-    {
-        "setup",
-        "active",
-        "pre-switchover",
-        "device",
-        "cancelling",
-        "postcopy-active",
-        "postcopy-paused",
-        "postcopy-recover",
-        "wait-unplug",
-    }
-)
+POSTCOPY = frozenset({"postcopy-active", "postcopy-paused", "postcopy-recover"})
+"""States in which the destination runs, or is about to, while memory is still at the source."""
+
+RUNNING = POSTCOPY | {"setup", "active", "pre-switchover", "device", "cancelling", "wait-unplug"}
 """Outgoing states in which a migration is under way."""
 
 

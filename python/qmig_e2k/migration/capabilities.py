@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from qmig_e2k.errors import migration_error
 
-__all__ = ["ALIASES", "CAPABILITIES", "NO_DIRTY_RING", "NO_STORAGE", "Capabilities", "canonical"]
+__all__ = ["ALIASES", "CAPABILITIES", "NEEDS", "NO_DIRTY_RING", "NO_STORAGE", "Capabilities", "canonical"]
 
 NO_DIRTY_RING = "it needs a hardware dirty ring, which an emulated machine has not"
 _LATER = "it is not built yet in this version of qmig_e2k"
@@ -24,27 +24,30 @@ CAPABILITIES: Mapping[str, str | None] = MappingProxyType(
         "zero-blocks": NO_STORAGE,
         "compress": _LATER,
         "events": None,
-        "postcopy-ram": _LATER,
+        "postcopy-ram": None,
         "x-colo": "COLO replication: " + _LATER,
-        "release-ram": "it only acts in postcopy, and " + _LATER,
+        "release-ram": None,
         "block": NO_STORAGE,
         "return-path": None,
         "pause-before-switchover": None,
         "multifd": _LATER,
         "dirty-bitmaps": NO_STORAGE,
-        "postcopy-blocktime": _LATER,
+        "postcopy-blocktime": None,
         "late-block-activate": "storage is always activated last, just before the machine starts",
         "x-ignore-shared": "shared memory is always sent",
         "validate-uuid": None,
         "background-snapshot": _LATER + "; migrate to a file instead",
         "zero-copy-send": "it acts on multifd channels only, and " + _LATER,
-        "postcopy-preempt": _LATER,
+        "postcopy-preempt": None,
         "switchover-ack": _LATER,
         "dirty-limit": NO_DIRTY_RING,
         "mapped-ram": _LATER,
     }
 )
 """Every known capability in the order of `query-migrate-capabilities`: why it cannot be switched on; None: it can."""
+
+NEEDS: Mapping[str, str] = MappingProxyType({"postcopy-preempt": "postcopy-ram"})
+"""Capabilities that mean nothing without another one."""
 
 ALIASES: Mapping[str, str] = MappingProxyType({"x-postcopy-ram": "postcopy-ram", "x-multifd": "multifd"})
 """Spellings of earlier QEMU versions."""
@@ -80,8 +83,8 @@ class Capabilities:
         """The set that would be on after `changes`, later entries of a name winning.
 
         Raises:
-            MigrationError: `invalid-argument` for an unknown name, `unsupported` for one that cannot be had; nothing is
-                changed.
+            MigrationError: `invalid-argument` for an unknown name or one without what it needs, `unsupported` for one
+                that cannot be had; nothing is changed.
         """
         wanted = dict(self.items())
         for name, state in changes:
@@ -90,6 +93,9 @@ class Capabilities:
             reason = CAPABILITIES[name]
             if state and reason is not None:
                 raise migration_error("unsupported", f"capability {name!r} cannot be switched on: {reason}")
+        for name, needed in NEEDS.items():
+            if wanted[name] and not wanted[needed]:
+                raise migration_error("invalid-argument", f"capability {name!r} needs {needed!r}: switch both on")
         return frozenset(name for name, state in wanted.items() if state)
 
     def update(self, changes: Iterable[tuple[str, bool]]) -> None:

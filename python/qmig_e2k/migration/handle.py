@@ -1,4 +1,4 @@
-"""Handles of migrations, one class for each side: watch, wait, cancel."""
+"""Handles of migrations, one class for each side: watch, wait, cancel, and what postcopy adds: pause and recover."""
 
 import asyncio
 import json
@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from qmig_e2k._core import Control
 from qmig_e2k.errors import migration_error
+from qmig_e2k.migration.blockers import POSTCOPY
+from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
 
 __all__ = ["Arrival", "Handle", "Migration"]
 
@@ -20,8 +22,9 @@ class Handle(ABC):
     Leaving a `with` block waits for the end, and cancels first if the block was left by an exception.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, control: Control, uri: str) -> None:
         self.uri = uri
+        self._control = control
         self._done: Future[None] = Future()
 
     def done(self) -> bool:
@@ -57,6 +60,22 @@ class Handle(ABC):
     def cancel(self) -> bool:
         """Ask for the end; False if it is too late. `wait` tells when it is over."""
 
+    def pause(self) -> None:
+        """Cut the connection of a postcopy under way; a moment later both sides are `postcopy-paused`.
+
+        Raises MigrationError (`invalid-state`) outside of postcopy.
+        """
+        self._control.pause()
+
+    @abstractmethod
+    def recover(self, uri: str, *, fd: int | None = None) -> None:
+        """Go on, over another connection, with a postcopy that is `postcopy-paused`. Returns at once.
+
+        Args:
+            uri: `tcp:`, `unix:`, or `fd:` with a connected socket.
+            fd: the descriptor behind `fd:`, owned from here on.
+        """
+
     def finish(self, error: BaseException | None) -> None:
         """Called once, at the very end, by the thread behind the handle: wake those who wait."""
         if error is None:
@@ -74,30 +93,50 @@ class Handle(ABC):
 
 
 class Arrival(Handle):
-    """One incoming migration, from `Vm.incoming` on; it is over when the machine has arrived or the load has failed.
+    """One incoming migration, from `Vm.incoming` on; over when machine and memory are here, or the load failed.
 
     Attributes:
-        addresses: where it listens, in the form of query-migrate's `socket-address`.
+        addresses: where it listens, or listened last, in the form of query-migrate's `socket-address`.
+        cut: closes listener and channel, whatever is lost by that.
     """
 
-    def __init__(self, uri: str, addresses: list[dict[str, Any]], cut: Callable[[], None]) -> None:
-        super().__init__(uri)
+    def __init__(self, control: Control, uri: str, addresses: list[dict[str, Any]], cut: Callable[[], None]) -> None:
+        super().__init__(control, uri)
         self.addresses = addresses
-        self._cut = cut
+        self.cut = cut
+
+    @property
+    def status(self) -> str:
+        """QMP status name: `none` until a source connects, `active`, `postcopy-active`, ..., `completed`, `failed`."""
+        return self._control.incoming_status
 
     def cancel(self) -> bool:
-        """Close listener and channel; the load fails unless the machine has arrived."""
-        late = self.done()
-        self._cut()
-        return not late
+        """Close listener and channel, so that the load fails.
+
+        False, and nothing is done, if it is too late: the machine is here, or in postcopy, where it may run already.
+        """
+        if self.done() or self.status in POSTCOPY:
+            return False
+        self.cut()
+        return True
+
+    def recover(self, uri: str, *, fd: int | None = None) -> None:
+        """Listen at `uri` for the source, which recovers as well; `addresses` then says where.
+
+        Raises:
+            MigrationError: `invalid-state` unless it is `postcopy-paused`; `bad-uri`, `listen`.
+        """
+        with closed_on_error(fd):
+            refuse_unwanted(uri, fd)
+        self._control.recover(uri, fd)
+        self.addresses = json.loads(self._control.query_migrate()).get("socket-address", self.addresses)
 
 
 class Migration(Handle):
     """One outgoing migration, from `Vm.migrate` on."""
 
     def __init__(self, control: Control, uri: str) -> None:
-        super().__init__(uri)
-        self._control = control
+        super().__init__(control, uri)
         self._final: dict[str, Any] | None = None
 
     @property
@@ -125,16 +164,25 @@ class Migration(Handle):
         return not self.done() and self._control.cancel()
 
     def start_postcopy(self) -> None:
-        """Refused: postcopy is not built yet."""
-        raise migration_error(
-            "unsupported", "postcopy cannot be started: it is not built yet in this version of qmig_e2k"
-        )
+        """Let the machine run on the destination as soon as possible, and fetch the rest of its memory from here.
 
-    def recover(self, uri: str) -> None:
-        """Refused: only a paused postcopy can be recovered, and postcopy is not built yet."""
-        raise migration_error(
-            "unsupported", f"cannot recover through {uri}: postcopy is not built yet in this version of qmig_e2k"
-        )
+        Raises MigrationError (`invalid-state`) without the capability `postcopy-ram`, which both sides need.
+        """
+        self._control.start_postcopy()
+
+    def recover(self, uri: str, *, fd: int | None = None) -> None:
+        """Connect to the destination, which recovers as well, at `uri`.
+
+        A connection that cannot be made leaves it `postcopy-paused`, with the reason in `info()["error-desc"]`; then
+        this may be called again.
+
+        Raises:
+            MigrationError: `invalid-state` unless it is `postcopy-paused`, and with the capability `release-ram`;
+                `bad-uri`.
+        """
+        with closed_on_error(fd):
+            refuse_unwanted(uri, fd)
+        self._control.resume(uri, fd)
 
     def finish(self, error: BaseException | None) -> None:
         """Freeze `info`, then wake those who wait."""

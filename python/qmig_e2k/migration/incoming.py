@@ -45,6 +45,7 @@ def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
     with closed_on_error(fd):
         refuse_unwanted(uri, fd)
         machine.expect_incoming()
+        machine.check_postcopy()
         source = Incoming(
             control,
             machine.blocks,
@@ -56,7 +57,7 @@ def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
     try:
         addresses = source.listen(uri, fd)
         control.set_socket_addresses(addresses)
-        arrival = Arrival(uri, json.loads(addresses), source.close)
+        arrival = Arrival(control, uri, json.loads(addresses), source.close)
         threading.Thread(target=_Destination(machine, source, arrival).run, name="incoming").start()
     except BaseException as error:
         source.close()

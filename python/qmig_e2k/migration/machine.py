@@ -15,7 +15,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from qmig_e2k._core import Block, Control
+from qmig_e2k._core import Block, Control, check_postcopy
 from qmig_e2k.errors import MigrationError, migration_error
 from qmig_e2k.migration.blockers import RUNNING, Blockers
 from qmig_e2k.migration.settings import Settings
@@ -136,13 +136,22 @@ class Machine:
 
         Raises:
             MigrationError: `invalid-state` while a migration runs; `invalid-argument` and `unsupported` as
-                `Capabilities.checked`.
+                `Capabilities.checked`; `not-permitted`: `postcopy-ram` on a destination where it cannot work.
         """
         with self.settings_lock:
             if self.control.outgoing_status in RUNNING:
                 raise migration_error("invalid-state", "capabilities cannot be changed while a migration runs")
-            self.settings.capabilities.update(changes)
+            capabilities, changes = self.settings.capabilities, list(changes)
+            wanted = capabilities.checked(changes)
+            if "postcopy-ram" in wanted and not capabilities["postcopy-ram"] and self.control.run_state == "inmigrate":
+                check_postcopy(self.blocks)
+            capabilities.update(changes)
             self.publish_settings()
+
+    def check_postcopy(self) -> None:
+        """Raises MigrationError (`not-permitted`, with the remedy) if postcopy is wanted and cannot arrive here."""
+        if self.settings.capabilities["postcopy-ram"]:
+            check_postcopy(self.blocks)
 
     def set_parameters(self, changes: Mapping[str, object]) -> None:
         """Change parameters, all of `changes` or none; possible at any time. Raises as `Parameters.checked`."""
@@ -244,7 +253,7 @@ class Machine:
         self._refuse_switchover("the machine cannot run on")
         with self.lock:
             # whoever said `cont` did not know of a switchover that this call has waited for: both sides would run
-            if self.control.run_state == "postmigrate" != former:
+            if self.control.run_state in ("finish-migrate", "postmigrate") and self.control.run_state != former:
                 raise migration_error("invalid-state", "the machine cannot run on: it was handed over in the meantime")
             self.start()
 
@@ -367,20 +376,25 @@ class Machine:
         return True
 
     def abandon(self) -> None:
-        """End what is under way, as far as it can be ended; does not wait."""
+        """End what is under way, as far as it can be ended; does not wait.
+
+        A postcopy that sends goes on: the destination needs the memory. One without a connection can only be given up.
+        """
         self.control.cancel()
+        if self.control.outgoing_status == "postcopy-paused":
+            self.control.fail_outgoing("the machine was closed while the destination still needed its memory")
         if self.arrival is not None:
-            self.arrival.cancel()
+            self.arrival.cut()
 
     def close(self) -> None:
         """End migrations and QMP service, and wait for their threads. Idempotent, from any thread."""
         self.abandon()  # first: a command may be waiting for the end of a switchover
         while self.servers:
             self.servers.pop().close()
-        self.abandon()  # what a last command began
         for handle in (self.departure, self.arrival):
-            if handle is not None:
-                handle.ended()
+            self.abandon()  # what a last command began
+            while handle is not None and not handle.ended(_CLOSE_POLL):
+                self.abandon()  # a connection that is lost now is not found again
 
     def refuse_change(self, what: str) -> None:
         """Raises MigrationError (`invalid-state`) while a migration is under way in either direction."""
@@ -413,3 +427,5 @@ def _chunks(parts: list[tuple[Block, int, int]]) -> Iterator[bytes]:
 
 
 _CHUNK = 1 << 20
+_CLOSE_POLL = 0.05
+"""Seconds between looks for a lost connection while a closed machine sends its last memory."""

@@ -1,13 +1,16 @@
 """The source of a migration: admission, and the thread that drives the core's `Outgoing` from the channel to the end.
 
 The core moves RAM; this thread decides and describes: it stops the machine for the switchover, saves device state, and
-puts everything back if the
-migration ends before its commit. After the commit the machine is never started again from here (design, rule 3).
+puts everything back if the migration ends before its commit. After the commit the machine is never started again from
+here (design, rule 3), unless a destination of postcopy says that it never ran it.
 """
 
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 from qmig_e2k._core import MigrationError, Outgoing, check_uri
 from qmig_e2k.errors import as_migration_error, migration_error
@@ -123,48 +126,60 @@ class _Source:
         try:
             if self._slow_to_open:
                 self._out.connect(self._uri)
-            self._send()
-            self._switch()
+            self._switch(postcopy=self._send() == "postcopy")
         except BaseException as error:  # noqa: BLE001  the handle raises it to whoever waits
             self._end(error)
         else:
             self._end(None)
 
-    def _send(self) -> None:
-        """Setup, and rounds until the machine should be stopped."""
+    def _send(self) -> Literal["switchover", "postcopy"]:
+        """Setup, and rounds until the machine should be stopped: to send what is left, or to let it run there first."""
         out, saving = self._out, self._saving
         out.setup(saving.head, saving.starts())
-        while out.run(saving.pending()) == "iterate":
+        while (step := out.run(saving.pending())) == "iterate":
             for section in saving.parts():
                 out.write(section)
+        return step
 
-    def _switch(self) -> None:
+    def _switch(self, *, postcopy: bool) -> None:
         """Stop the machine, save its devices, hand it over; put everything back if that fails before the commit."""
-        machine, control, saving = self._machine, self._control, self._saving
+        machine, control = self._machine, self._control
         with machine.lock:
             former = control.run_state
             try:
-                machine.global_state.store(former)
-                begun = time.perf_counter_ns()
-                if not machine.stop("finish-migrate"):
-                    control.set_run_state("finish-migrate")
-                control.mark_stopped()
-                control.note_time("stop", (time.perf_counter_ns() - begun) // 1000)
-                if machine.settings.capabilities["pause-before-switchover"]:
-                    self._pause()
-                machine.inactivate_storage()
-                ends = saving.ends()
-                full, tail, times = saving.devices()
-                for device, microseconds in times.items():
-                    control.note_device_time(device, microseconds)
-                self._out.finish(ends, full, tail)
+                ends, full, tail = self._save(former, postcopy=postcopy)
+                if postcopy:
+                    # Lasts until the destination has all memory, or for ever: the run state `finish-migrate` keeps
+                    # every command from the machine, so none has to wait for that.
+                    with _released(machine.lock):
+                        self._out.postcopy(full, [end for end in ends if end is not None])
+                else:
+                    self._out.finish(ends, full, tail)
             except BaseException as error:
                 control.fail_outgoing(_text(error))  # settles whose the machine is before anything is put back
                 self._put_back(former)
                 raise
             control.set_run_state("postmigrate")
 
-    def _pause(self) -> None:
+    def _save(self, former: str, *, postcopy: bool) -> tuple[list[bytes | None], bytes, bytes]:
+        """Stop the machine and take everything that is not RAM: END sections, FULL sections, and what follows them."""
+        machine, control = self._machine, self._control
+        machine.global_state.store(former)
+        begun = time.perf_counter_ns()
+        if not machine.stop("finish-migrate"):
+            control.set_run_state("finish-migrate")
+        control.mark_stopped()
+        control.note_time("stop", (time.perf_counter_ns() - begun) // 1000)
+        if machine.settings.capabilities["pause-before-switchover"]:
+            self._pause(postcopy=postcopy)
+        machine.inactivate_storage()
+        ends = self._saving.ends()
+        full, tail, times = self._saving.devices()
+        for device, microseconds in times.items():
+            control.note_device_time(device, microseconds)
+        return ends, full, tail
+
+    def _pause(self, *, postcopy: bool) -> None:
         """Wait in `pre-switchover` until `migrate-continue`, or a cancel, which the next call into the core reports."""
         released = self._machine.switchover_released
         released.clear()
@@ -172,7 +187,8 @@ class _Source:
             return
         while self._control.outgoing_status == _PAUSED and not released.wait(_CANCEL_POLL):
             pass
-        self._control.set_outgoing_status(_PAUSED, "device")
+        if not postcopy:  # which goes straight on to `postcopy-active`
+            self._control.set_outgoing_status(_PAUSED, "device")
 
     def _put_back(self, former: str) -> None:
         """Undo the switchover if the machine is still ours.
@@ -204,6 +220,16 @@ class _Source:
                 self._control.fail_outgoing(_text(error))
             status = self._control.finish_outgoing()
             self.handle.finish(_reported(error, status))
+
+
+@contextmanager
+def _released(lock: threading.RLock) -> Iterator[None]:
+    """Gives a lock that is held once to others meanwhile."""
+    lock.release()
+    try:
+        yield
+    finally:
+        lock.acquire()
 
 
 def _text(error: BaseException) -> str:

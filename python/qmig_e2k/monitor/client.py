@@ -39,19 +39,22 @@ class QmpClient:
         address: Where the server listens.
         deadline: Seconds to wait for the server to appear, and for each answer.
         alive: Called while waiting for the server; False means that it will never come.
+        oob: Negotiate `exec-oob`, so that `execute_oob` works.
 
     Raises:
         ConnectionError: The server did not appear, or closed the connection.
         TimeoutError: No answer within the deadline.
     """
 
-    def __init__(self, address: str, *, deadline: float = 30.0, alive: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self, address: str, *, deadline: float = 30.0, alive: Callable[[], bool] = lambda: True, oob: bool = False
+    ) -> None:
         self._deadline = deadline
         self._events: list[Event] = []
         self._buffer = b""
         self._socket = _connect(address, deadline, alive)
         self._message(time.monotonic() + deadline)
-        self.execute("qmp_capabilities")
+        self.execute("qmp_capabilities", {"enable": ["oob"]} if oob else None)
 
     def __enter__(self) -> Self:
         return self
@@ -65,11 +68,18 @@ class QmpClient:
         Raises:
             QmpError: The server answered with an error.
         """
-        request = {
-            "execute": command,
-            "arguments": {**(arguments or {}), **{k.replace("_", "-"): v for k, v in more.items()}},
-        }
-        self._socket.sendall(json.dumps(request).encode())
+        return self._request("execute", command, {**(arguments or {}), **_dashed(more)})
+
+    def execute_oob(self, command: str, **arguments: Any) -> Any:
+        """Run a command that waits for no other one, also where the server's ordinary commands are stuck.
+
+        Raises:
+            QmpError: The server answered with an error.
+        """
+        return self._request("exec-oob", command, _dashed(arguments))
+
+    def _request(self, how: str, command: str, arguments: dict[str, Any]) -> Any:
+        self._socket.sendall(json.dumps({how: command, "arguments": arguments}).encode())
         end = time.monotonic() + self._deadline
         while True:
             message = self._message(end)
@@ -120,6 +130,10 @@ class QmpClient:
         line, self._buffer = self._buffer.split(b"\n", 1)
         parsed: dict[str, Any] = json.loads(line)
         return parsed
+
+
+def _dashed(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", "-"): value for name, value in arguments.items()}
 
 
 def _connect(address: str, deadline: float, alive: Callable[[], bool]) -> socket.socket:

@@ -1,7 +1,7 @@
 """The QMP commands that Python answers: arguments, meaning, errors (spec/control-plane 7.3). One table says it all.
 
-What is not here (`qmp_capabilities`, `query-status`, `query-migrate`, `migrate_cancel`, ...) is answered by the core,
-which never waits for Python.
+What is not here (`qmp_capabilities`, `query-status`, `query-migrate`, `migrate_cancel`, `migrate-pause`,
+`migrate-recover`, ...) is answered by the core, which never waits for Python.
 """
 
 import json
@@ -135,9 +135,11 @@ def _migrate(call: Call) -> None:
     for name in ("blk", "inc"):
         if call.arguments.get(name):
             raise CommandError(f"'{name}' is not supported: {NO_STORAGE}")
+    fd = call.taken_fd(call["uri"])
     if call.arguments.get("resume"):
-        raise CommandError("nothing can be resumed: " + _POSTCOPY)
-    migrate(call.machine, call["uri"], call.taken_fd(call["uri"]))
+        call.machine.control.resume(call["uri"], fd)
+    else:
+        migrate(call.machine, call["uri"], fd)
 
 
 def _migrate_incoming(call: Call) -> None:
@@ -191,7 +193,6 @@ def _kind(parameter: Parameter) -> Kind:
     return Int(parameter.low, parameter.high)
 
 
-_POSTCOPY = "postcopy is not built yet in this version of qmig_e2k"
 _X509 = "use certificates (tls-creds-x509) once TLS is there; it is not built yet in this version of qmig_e2k"
 _OBJECTS = {
     "tls-creds-psk": "pre-shared keys are not taken; " + _X509,
@@ -227,9 +228,7 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
             lambda call: call.machine.set_parameters(call.arguments), Struct({}, _PARAMETERS)
         ),
         "query-migrate-parameters": Entry(lambda call: call.machine.settings.parameters.values()),
-        "migrate-start-postcopy": _refusal(_POSTCOPY),
-        "migrate-recover": _refusal(_POSTCOPY),
-        "migrate-pause": _refusal(_POSTCOPY),
+        "migrate-start-postcopy": Entry(lambda call: call.machine.control.start_postcopy()),
         "announce-self": _refusal("this machine has no network device"),
         "object-add": Entry(_object_add, Struct({"qom-type": STR, "id": STR}, anything=True)),
         **dict.fromkeys(

@@ -5,8 +5,10 @@ Lines end with CR LF. An error is part of the text, never a QMP error.
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from qmig_e2k._core import Control, MigrationError
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.parameters import PARAMETERS, Value
 
@@ -20,6 +22,8 @@ def execute(machine: Machine, line: str) -> str:
         return ""
     if words[0] in ("help", "?"):
         lines = _help(words[1:])
+    elif words[0] in _DO:
+        lines = _do(machine, words[0], words[1:])
     elif words[0] != "info":
         lines = [f"unknown command: '{words[0]}'"]
     elif len(words) == 1:
@@ -40,7 +44,23 @@ def _help(topic: list[str]) -> list[str]:
     if topic[:1] == ["info"]:
         wanted = topic[1:2]
         return [f"info {name}  -- {text}" for name, (_, text) in _INFO.items() if not wanted or name in wanted]
-    return ["help|? [cmd]  -- show the help", "info [subcommand]  -- show various information about the system state"]
+    lines = ["help|? [cmd]  -- show the help", "info [subcommand]  -- show various information about the system state"]
+    lines += [" ".join([name, " ".join(action.arguments), "--", action.text]) for name, action in _DO.items()]
+    return [line for line in lines if not topic or line.split()[0] in topic]
+
+
+def _do(machine: Machine, name: str, arguments: list[str]) -> list[str]:
+    """Run a command that answers nothing when it is well."""
+    action = _DO[name]
+    if len(arguments) > len(action.arguments):
+        return [f"{name}: extraneous characters at the end of line", f'Try "help {name}" for more information']
+    if len(arguments) < len(action.arguments):
+        return [f"{name}: string expected", f'Try "help {name}" for more information']
+    try:
+        action.run(machine.control, *arguments)
+    except MigrationError as error:
+        return [f"Error: {error}"]
+    return []
 
 
 def _on(value: object) -> str:
@@ -148,10 +168,33 @@ def _migrate(machine: Machine) -> list[str]:
         lines += _ram_lines(info["ram"])
     if "cpu-throttle-percentage" in info:
         lines.append(f"cpu throttle percentage: {info['cpu-throttle-percentage']}")
+    if "postcopy-blocktime" in info:
+        lines.append(f"postcopy blocktime: {info['postcopy-blocktime']}")
+    if "postcopy-vcpu-blocktime" in info:
+        lines.append(f"postcopy vcpu blocktime: {','.join(map(str, info['postcopy-vcpu-blocktime']))}")
     if info.get("socket-address"):
         lines += ["socket address: [", *(f"\t{_address_text(address)}" for address in info["socket-address"]), "]"]
     return lines
 
+
+@dataclass(frozen=True, slots=True)
+class _Action:
+    run: Callable[..., None]
+    text: str
+    arguments: tuple[str, ...] = ()
+
+
+_DO: Mapping[str, _Action] = {
+    "migrate_start_postcopy": _Action(
+        Control.start_postcopy,
+        "switch the present migration to postcopy; the capability postcopy-ram must be on on both sides",
+    ),
+    "migrate_recover": _Action(
+        Control.recover, "continue a paused incoming postcopy migration through another address", ("uri",)
+    ),
+    "migrate_pause": _Action(Control.pause, "pause a migration that is in postcopy"),
+}
+"""Commands that do something: names and arguments as QEMU's."""
 
 _INFO: Mapping[str, tuple[Callable[[Machine], list[str]], str]] = {
     "migrate": (_migrate, "show migration status"),

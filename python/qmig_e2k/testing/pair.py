@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qmig_e2k._core import Block
 from qmig_e2k.testing.emulator import COUNTER, TinyEmulator
 from qmig_e2k.vm import Vm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from qmig_e2k._core import Block
     from qmig_e2k.migration.handle import Arrival
 
 __all__ = ["Side", "pair"]
@@ -36,20 +36,11 @@ class Side:
         return uri, arrival
 
 
-class _Forward:
-    """Stands for the emulator until it is made: it needs the RAM, which needs the machine."""
-
-    emulator: TinyEmulator
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.emulator, name)
-
-
 def _side(machine: str, size: int, **options: Any) -> Side:
-    forward = _Forward()
-    vm = Vm(machine, forward, **options)
-    ram = vm.add_ram("ram" if machine == "none" else "e2k.ram", size)
-    forward.emulator = emulator = TinyEmulator(ram)
+    ram = Block("ram" if machine == "none" else "e2k.ram", size)
+    emulator = TinyEmulator(ram)
+    vm = Vm(machine, emulator, **options)
+    vm.add_ram(ram.name, buffer=ram)
     if machine != "none":
         vm.register(COUNTER, emulator)
     return Side(vm, emulator, ram)

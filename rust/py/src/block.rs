@@ -18,7 +18,16 @@ use crate::error::to_py;
 /// Adds this file's classes and functions to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyBlock>()?;
+    module.add_function(wrap_pyfunction!(check_postcopy, module)?)?;
     module.add_function(wrap_pyfunction!(probe, module)?)
+}
+
+/// Raise why the pages of these blocks cannot come late on this host.
+#[pyfunction]
+#[allow(clippy::needless_pass_by_value)] // PyO3 hands over owned values
+fn check_postcopy(py: Python<'_>, blocks: Vec<PyRef<'_, PyBlock>>) -> PyResult<()> {
+    let blocks: Vec<_> = blocks.iter().map(|block| block.core()).collect::<PyResult<_>>()?;
+    py.detach(|| qmig_core::postcopy::support(&blocks)).map_err(|e| to_py(&e))
 }
 
 /// What kernel and permissions allow: name -> (ok, detail, remedy).

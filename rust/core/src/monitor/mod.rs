@@ -185,17 +185,22 @@ impl Monitor {
         Ok(())
     }
 
-    /// Masks SIGTERM, SIGINT and SIGHUP in this thread and those it starts later. Each becomes a `quit` command, and the process
-    /// ends `SIGNAL_GRACE` later at most; once the monitor is closed, at once. From now on `quit` of a client has that limit, too.
+    /// Catches SIGTERM, SIGINT and SIGHUP, whichever threads the process has. Each becomes a `quit` command, and the process ends
+    /// `SIGNAL_GRACE` later at most; once the monitor is closed, at once. From now on `quit` of a client has that limit, too.
+    ///
+    /// This thread, and those it starts later, mask them: they may be stuck in the kernel, on a page that does not come, when one
+    /// would be theirs to handle.
     pub fn handle_signals(&self) -> Result<()> {
         const SIGNALS: &[i32] = &[signal::SIGTERM, signal::SIGINT, signal::SIGHUP];
         let failed = |e| Error::io("signals cannot be handled", e);
-        signal::block(SIGNALS).map_err(failed)?;
-        let descriptor = signal::descriptor(SIGNALS).map_err(failed)?;
+        signal::mask(SIGNALS, true).map_err(failed)?;
+        signal::catch(SIGNALS).map_err(failed)?;
         self.core.owns_process.store(true, Ordering::Release);
         let core = Arc::downgrade(&self.core);
         let work = move || {
-            while signal::take(&descriptor).is_ok() {
+            // Where it fails nothing is lost but the certainty that a thread is free: another may be.
+            let _ = signal::mask(SIGNALS, false);
+            while signal::take().is_ok() {
                 let Some(core) = core.upgrade().filter(|core| !core.is_closed()) else { signal::exit_now(0) };
                 core.enqueue(Command::quit());
                 core.watch_exit(SIGNAL_GRACE);
