@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str] | bytes
 DESCRIPTION = 0x06
-DESCRIPTION_KEPT = 64 << 20
+DESCRIPTION_KEPT = 16 << 20
+"""Bytes of a description that is looked at; real ones have some hundred thousand."""
 HASH_STEP = 1 << 20
 RAW_KEPT = 1 << 20
 """Bytes of an unknown payload that are shown."""
