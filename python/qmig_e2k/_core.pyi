@@ -249,7 +249,8 @@ class Control:
         `postcopy-paused` with the reason in `error-desc`. The last URI given counts. Raises `invalid-state` unless it is
         `postcopy-paused`, and with the capability `release-ram`."""
     def fault_latency(self) -> str | None:
-        """JSON of the present or last incoming postcopy: {phase: {count, p50, p90, p99, p999, max, ...}} in ns; None without one."""
+        """JSON of the present or last incoming postcopy, in ns: {phase: {count, p50_ns, p90_ns, p99_ns, p999_ns, max_ns, mean_ns, buckets}}; phases `read`,
+        `request`, `first-byte`, `place`, `total`; a bucket is [least value, how many values wide, count]. None without a postcopy."""
     # incoming
     def begin_incoming(self) -> None:
         """Emits MIGRATION setup as 7.2 does; the status stays none. Raises `invalid-state` if one is under way; a failed one may be followed by another."""
@@ -319,13 +320,15 @@ class Outgoing:
 
 @final
 class SectionEvent:
-    """One thing for Python to do. `type`: "configuration", "start", "part", "end", "full", "fence", "eof".
+    """One thing for Python to do. `type`: "configuration", "start", "part", "end", "full", "fence", "run", "eof".
 
     "fence": the source asks whether all is well, and may give the machine away when the following next() answers.
+    "run" (postcopy, instead of "eof"): the source has given the machine away. Check that all is there, start the machine, then call wait(); if it
+    cannot be started, finish(1) gives it back, as long as wait() was not called.
     """
 
     @property
-    def type(self) -> Literal["configuration", "start", "part", "end", "full", "fence", "eof"]: ...
+    def type(self) -> Literal["configuration", "start", "part", "end", "full", "fence", "run", "eof"]: ...
     @property
     def offset(self) -> int: ...
     @property
@@ -350,7 +353,13 @@ class SectionEvent:
 
 @final
 class Incoming:
-    """The destination of one migration: listen, accept, then next() until "eof", then finish. One object per attempt."""
+    """The destination of one migration: listen, accept, then next() until "eof", then finish. One object per attempt.
+
+    In postcopy next() ends with "run": start the machine, then wait(), then close(). From the first device section on the machine's memory may be
+    missing: a touch waits inside the kernel until the page is here, and so does whoever needs the interpreter lock of the thread that touched.
+    The core's threads bring the pages without that lock. Once next() or section_done() has raised, or finish(1) was called, the pages that are missing read
+    zero: the machine is unusable until a reset or another load.
+    """
 
     def __new__(
         cls,
@@ -360,7 +369,9 @@ class Incoming:
         configuration: bool = True,
         footers: bool = True,
         description: bool = True,
-    ) -> Self: ...
+        cpus: int = 0,
+    ) -> Self:
+        """`cpus`: vCPUs of the machine, for `postcopy-blocktime` (0: the threads that ever waited for a page)."""
     def listen(self, uri: str, fd: int | None = None) -> str:
         """Bind (sockets) or open (file, fd, exec). Returns the JSON list for `socket-address`. Raises MigrationError at once."""
     def accept(self) -> None:
@@ -372,10 +383,18 @@ class Incoming:
         """The payload of the section that next() returned, until section_done()."""
     def section_done(self) -> None:
         """The payload is consumed: check the footer."""
+    def wait(self) -> None:
+        """After "run", when the machine has been started (or stays paused): wait until its memory is complete. Releases the interpreter lock; may last
+        for days, for a lost connection only pauses it (status `postcopy-paused`, `Control.recover`). On return the source has its SHUT 0, and the
+        status is `completed`. Raises MigrationError (`cancelled`) after abandon(), and the cause if the machine was aborted before."""
+    def abandon(self) -> None:
+        """The machine runs and its memory is incomplete, but it will never run again (the process ends): threads that wait for a page go on, in memory that
+        is worth nothing, and wait() raises. Stop the vCPUs' loops first, so that they end when they wake. Never blocks."""
     def finish(self, status: int = 0) -> None:
-        """Answer SHUT(status) if there is a return path, and close."""
+        """Answer SHUT(status) if there is a return path, and close. Another status than 0: the machine does not run here; a source that gave it away in
+        postcopy gets it back. Without effect after wait()."""
     def close(self) -> None:
-        """Cut everything; idempotent, callable from any thread."""
+        """Cut everything; idempotent, callable from any thread. From "run" on it cuts the connection only, as `Control.pause` does."""
 
 # ---- QMP transport (rust/py/src/monitor.rs) -------------------------------------------------------------------------
 

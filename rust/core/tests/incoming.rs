@@ -96,14 +96,14 @@ fn a_stream_without_ram_is_refused_at_the_fence_and_at_the_end() {
 #[test]
 fn a_command_of_a_feature_that_is_not_here_comes_with_its_remedy() {
     let advise = Command::PostcopyAdvise(Some(Advise { page_sizes: 4096, target_page: 4096 }));
-    for (command, name, remedy) in [
-        (advise, "POSTCOPY_ADVISE", "switch `postcopy-ram` off at the source"),
-        (Command::PostcopyAdvise(None), "POSTCOPY_ADVISE", "switch `dirty-bitmaps` off at the source"),
-        (Command::EnableColo, "ENABLE_COLO", "switch `x-colo` off at the source"),
+    for (command, kind, remedy) in [
+        (advise, ErrorKind::BadCommand, "`postcopy-ram` is off here; switch it on here, too, or off at the source"),
+        (Command::PostcopyAdvise(None), ErrorKind::Unsupported, "switch `dirty-bitmaps` off at the source"),
+        (Command::EnableColo, ErrorKind::Unsupported, "switch `x-colo` off at the source"),
     ] {
         let error = refusal(|stream| stream.command(&command));
-        assert_eq!((error.kind, error.offset.is_some()), (ErrorKind::Unsupported, true));
-        assert_eq!(error.message, format!("command {name} is not built yet; {remedy}"));
+        assert_eq!((error.kind, error.offset.is_some()), (kind, true));
+        assert!(error.message.contains(remedy), "{error}");
     }
 }
 

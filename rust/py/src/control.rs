@@ -184,7 +184,7 @@ impl Control {
     }
 
     fn fault_latency(&self) -> Option<String> {
-        self.0.fault_latency().map(|phases| phases.to_string())
+        self.0.fault_latency().map(|latency| latency.snapshot().to_string())
     }
 
     fn begin_incoming(&self) -> PyResult<()> {

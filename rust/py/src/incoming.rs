@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use qmig_core::channel::Uri;
 use qmig_core::recv;
-use qmig_core::wire::{DecoderOptions, Event, SectionKind};
+use qmig_core::wire::{Command, DecoderOptions, Event, SectionKind};
 
 use crate::block::PyBlock as Block;
 use crate::control::Control;
@@ -60,18 +60,20 @@ pub struct Incoming {
 #[pymethods]
 impl Incoming {
     #[new]
-    #[pyo3(signature = (control, blocks, *, configuration = true, footers = true, description = true))]
+    #[pyo3(signature = (control, blocks, *, configuration = true, footers = true, description = true, cpus = 0))]
     fn new(
         control: &Bound<'_, Control>,
         blocks: Vec<PyRef<'_, Block>>,
         configuration: bool,
         footers: bool,
         description: bool,
+        cpus: u32,
     ) -> PyResult<Self> {
         let blocks = blocks.iter().map(|block| block.core()).collect::<PyResult<_>>()?;
         let options = DecoderOptions { configuration, footers, description };
-        let inner = recv::Incoming::new(control.get().core().clone(), blocks, options);
-        Ok(Self { inner: inner.map_err(|e| to_py(&e))? })
+        let inner = recv::Incoming::new(control.get().core().clone(), blocks, options).map_err(|e| to_py(&e))?;
+        inner.set_cpus(cpus);
+        Ok(Self { inner })
     }
 
     #[pyo3(signature = (uri, fd = None))]
@@ -110,6 +112,7 @@ impl Incoming {
                     ..SectionEvent::empty(r#type, head.offset)
                 }
             }
+            Event::Command(Command::Run, offset) => SectionEvent::empty("run", offset),
             Event::Command(_, offset) => SectionEvent::empty("fence", offset),
             _ => SectionEvent::empty("eof", 0),
         })
@@ -122,6 +125,14 @@ impl Incoming {
 
     fn section_done(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.inner.section_done()).map_err(|e| to_py(&e))
+    }
+
+    fn wait(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.wait()).map_err(|e| to_py(&e))
+    }
+
+    fn abandon(&self, py: Python<'_>) {
+        py.detach(|| self.inner.abandon());
     }
 
     #[pyo3(signature = (status = 0))]

@@ -138,6 +138,11 @@ impl ReadHalf {
         self.deadline = Some(deadline);
     }
 
+    /// From here on a read waits for as long as it takes.
+    pub fn clear_deadline(&mut self) {
+        self.deadline = None;
+    }
+
     /// Bounds what the kernel keeps of bytes that nobody has read: a page that is waited for stands behind them.
     pub fn bound(&self, bytes: usize) {
         if let Some(link) = self.link.as_ref().filter(|link| link.kind == Kind::Socket) {

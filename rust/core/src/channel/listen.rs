@@ -89,8 +89,17 @@ impl Listener {
     /// Waits for a peer (sockets) or for the first byte (descriptor, command), and opens the channel; `cancel` ends both
     /// the waiting and the channel. Connections beyond the one returned are turned away until the next call.
     pub fn accept(&self, cancel: &Cancel) -> Result<Channel> {
+        self.accept_one(cancel, false)
+    }
+
+    /// The same, but further connections wait to be accepted.
+    pub fn accept_first(&self, cancel: &Cancel) -> Result<Channel> {
+        self.accept_one(cancel, true)
+    }
+
+    fn accept_one(&self, cancel: &Cancel, more: bool) -> Result<Channel> {
         match &self.source {
-            Source::Sockets(sockets) => sockets.accept(&self.uri, cancel),
+            Source::Sockets(sockets) => sockets.accept(&self.uri, cancel, more),
             Source::Once(opened) => {
                 let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let opened = opened.ok_or_else(|| self.uri.error(ErrorKind::InvalidState, "it gives one channel only, which was taken"))?;
@@ -102,7 +111,7 @@ impl Listener {
 }
 
 impl Sockets {
-    fn accept(&self, uri: &Uri, cancel: &Cancel) -> Result<Channel> {
+    fn accept(&self, uri: &Uri, cancel: &Cancel, more: bool) -> Result<Channel> {
         let mut surplus = self.surplus();
         *surplus = None; // stops it
         let fd = match accept(&self.fds, cancel) {
@@ -113,7 +122,9 @@ impl Sockets {
         if matches!(uri.address(), Address::Tcp(_)) {
             tcp::tune(&fd);
         }
-        *surplus = Some(Surplus::start(uri, &self.fds)?);
+        if !more {
+            *surplus = Some(Surplus::start(uri, &self.fds)?);
+        }
         drop(surplus);
         Opened::socket(fd).channel(uri, cancel, Direction::Incoming)
     }

@@ -3,7 +3,6 @@
 //! A destination that has answered the fence, or seen the end, may own the machine: from then on nothing here cuts it off. Both
 //! that moment and a cancel go through one lock, so that one of them comes first.
 
-use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,21 +12,10 @@ use super::hub::Hub;
 use super::links::Links;
 use super::status::{Status, StatusWord};
 use crate::channel::{Cancel, Listener, Uri};
+use crate::postcopy::Latency;
 use crate::{Error, ErrorKind, Result};
 
-/// What is measured of faults, asked for whenever somebody looks. Must not block.
-pub struct FaultReport {
-    /// The phases of `x-fault-latency`.
-    pub latency: Box<dyn Fn() -> Value + Send + Sync>,
-    /// Total and per-vCPU blocktime in ms.
-    pub blocktime: Box<dyn Fn() -> (u64, Vec<u64>) + Send + Sync>,
-}
-
-impl fmt::Debug for FaultReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FaultReport").finish_non_exhaustive()
-    }
-}
+const NANOS_PER_MS: u64 = 1_000_000;
 
 #[derive(Debug, Default)]
 struct State {
@@ -38,7 +26,7 @@ struct State {
     cut: Option<Cancel>,
     cancelled: bool,
     links: Option<Arc<Links<Arc<Listener>>>>,
-    report: Option<Arc<FaultReport>>,
+    latency: Option<Arc<Latency>>,
 }
 
 #[derive(Debug)]
@@ -181,16 +169,19 @@ impl Incoming {
         Ok(())
     }
 
-    pub(super) fn set_report(&self, report: FaultReport) {
-        self.lock().report = Some(Arc::new(report));
+    /// A source that was waited for could not be taken; the waiting goes on.
+    pub(super) fn note_link_error(&self, error: Error) {
+        let mut state = self.lock();
+        state.error = Some(error);
+        state.addresses = None;
     }
 
-    fn report(&self) -> Option<Arc<FaultReport>> {
-        self.lock().report.clone()
+    pub(super) fn set_latency(&self, latency: Arc<Latency>) {
+        self.lock().latency = Some(latency);
     }
 
-    pub(super) fn fault_latency(&self) -> Option<Value> {
-        self.report().map(|report| (report.latency)())
+    pub(super) fn latency(&self) -> Option<Arc<Latency>> {
+        self.lock().latency.clone()
     }
 
     pub(super) fn set_addresses(&self, addresses: Option<Value>) {
@@ -213,12 +204,12 @@ impl Incoming {
             into.insert("error-desc".into(), error.to_string().into());
         }
         drop(state);
-        let Some(report) = self.report() else { return };
-        into.insert("x-fault-latency".into(), (report.latency)());
+        let Some(latency) = self.latency() else { return };
+        into.insert("x-fault-latency".into(), latency.summary());
         if self.hub.capability("postcopy-blocktime") && status == Status::Completed {
-            let (all, each) = (report.blocktime)();
-            into.insert("postcopy-blocktime".into(), all.into());
-            into.insert("postcopy-vcpu-blocktime".into(), each.into());
+            let (all, each) = latency.blocktime();
+            into.insert("postcopy-blocktime".into(), (all / NANOS_PER_MS).into());
+            into.insert("postcopy-vcpu-blocktime".into(), each.iter().map(|(_, time)| time / NANOS_PER_MS).collect());
         }
     }
 

@@ -30,7 +30,6 @@ use self::downtime::DowntimeRecord;
 pub use self::downtime::Phase;
 pub use self::events::{Event, QUEUE_LIMIT, Subscription, Waker};
 use self::hub::Hub;
-pub use self::incoming::FaultReport;
 use self::incoming::Incoming;
 pub use self::links::Links;
 pub use self::parameters::Parameters;
@@ -38,6 +37,7 @@ pub use self::run_state::RunState;
 pub use self::session::{Ownership, Session};
 pub use self::status::Status;
 use crate::channel::{Address, Cancel, Listener, Uri};
+use crate::postcopy::Latency;
 use crate::{Error, ErrorKind, Result};
 
 /// Postcopy talks both ways.
@@ -278,14 +278,19 @@ impl Control {
         self.incoming.resumed()
     }
 
-    /// What query-migrate shows of the faults of the incoming migration.
-    pub fn set_fault_report(&self, report: FaultReport) {
-        self.incoming.set_report(report);
+    /// A source that was waited for after a pause could not be taken: `error-desc` says so.
+    pub fn note_incoming_error(&self, error: Error) {
+        self.incoming.note_link_error(error);
     }
 
-    /// The fault latencies of the present or last incoming postcopy (`x-fault-latency`); none without one.
-    pub fn fault_latency(&self) -> Option<Value> {
-        self.incoming.fault_latency()
+    /// The record of faults that query-migrate shows for the incoming migration.
+    pub fn set_fault_latency(&self, latency: Arc<Latency>) {
+        self.incoming.set_latency(latency);
+    }
+
+    /// The record of faults of the present or last incoming postcopy; none without one.
+    pub fn fault_latency(&self) -> Option<Arc<Latency>> {
+        self.incoming.latency()
     }
 
     /// Where the destination listens, in the shape of `socket-address`.

@@ -1,20 +1,34 @@
 //! The destination: one incoming migration from the listener to the last word.
 //!
-//! RAM and commands are done here; configuration, device sections and the end are handed to the caller one by one. In precopy
-//! that caller may be a Python thread, because nothing on this side waits for it but the migration itself.
+//! RAM and commands are done here; configuration, device sections and the end are handed to the caller one by one. That caller may be a
+//! Python thread: up to the moment in which the machine runs, nothing on this side waits for it but the migration itself. In postcopy
+//! the stream passes to a thread of the core before the machine can run (`listening`), for then whoever runs it may stand still in a
+//! missing page.
 
+mod back;
+mod listening;
+mod main;
+mod placing;
+mod postcopy;
 mod ram_loader;
+mod second;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::channel::{Cancel, Channel, Listener, ReadHalf, Uri, WriteHalf};
-use crate::control::Control;
+use crate::channel::{Cancel, Listener, Uri};
+use crate::control::{Control, Links};
 use crate::ram::{Block, RamList};
-use crate::wire::{Command, Decoder, DecoderOptions, Event, Input, Output, PayloadSource, ReturnMessage};
+use crate::wire::limits::PACKAGE_MAX;
+use crate::wire::{Command, Decoder, DecoderOptions, Event, Input, NoSource, NullSink, PayloadSource, ReturnMessage, SectionKind};
 use crate::{Error, ErrorKind, Result};
 
+use back::{Back, PATIENCE, no_way_back};
+use listening::{Connection, Listening, NEVER_RAN};
+use main::{Main, Source, drain};
+use postcopy::{Postcopy, Progress};
 use ram_loader::RamLoader;
+use second::Second;
 
 /// Bytes read ahead at most: fits the second-level cache, so that the copy into place reads warm memory.
 const BUFFER: usize = 256 << 10;
@@ -22,47 +36,74 @@ const BUFFER: usize = 256 << 10;
 /// The PING that follows `OPEN_RETURN_PATH`, when there is nothing to look at yet.
 const SETUP_PING: u32 = 1;
 
-/// How long the source may take for what is no more than good manners: to read an answer, to send its description.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// How long a source that was told the outcome may take to hang up.
-const LINGER: Duration = Duration::from_secs(1);
-
-/// The decoder of the main channel, shared with whoever reads a device payload.
-type Main = Mutex<Decoder<ReadHalf>>;
+/// The capability for a channel of requested pages.
+const PREEMPT: &str = "postcopy-preempt";
 
 /// The destination of one migration.
 #[derive(Debug)]
 pub struct Incoming {
     control: Arc<Control>,
     cancel: Cancel,
+    links: Arc<Links<Arc<Listener>>>,
     options: DecoderOptions,
+    feed: Arc<Mutex<Feed>>,
     loader: Mutex<RamLoader>,
+    postcopy: Mutex<Postcopy>,
     link: Mutex<Link>,
+}
+
+/// What elements are read from, also by whoever reads a device payload.
+#[derive(Debug, Default)]
+struct Feed {
+    /// None before `accept`, and from LISTEN on.
+    main: Option<Main>,
+    /// While a package is obeyed.
+    package: Option<Decoder<NoSource>>,
 }
 
 #[derive(Debug, Default)]
 struct Link {
-    listener: Option<Listener>,
-    main: Option<Arc<Main>>,
-    writer: Option<WriteHalf>,
+    listener: Option<Arc<Listener>>,
+    back: Option<Arc<Back>>,
+    second: Option<Second>,
     return_path: bool,
     /// The PING to answer when the caller comes back.
     fence: Option<u32>,
+    /// RAM's END was seen: what follows is the end of a precopy migration.
+    precopy_ends: bool,
+    /// A whole package is here: the source has let go of the machine.
+    packaged: bool,
+    listening: Option<Arc<Listening>>,
+}
+
+/// What a command leads to.
+enum Step {
+    Done,
+    /// The caller has to look whether all is well.
+    Fence,
+    /// The caller has to run the machine.
+    Run,
 }
 
 impl Incoming {
     /// A destination for `blocks`, which `control` may cancel from `accept` until the machine may be here.
     pub fn new(control: Arc<Control>, blocks: Vec<Arc<Block>>, options: DecoderOptions) -> Result<Self> {
         let loader = Mutex::new(RamLoader::new(RamList::new(blocks)?));
-        Ok(Self { control, cancel: Cancel::new()?, options, loader, link: Mutex::default() })
+        let cancel = Cancel::new()?;
+        let links = control.link_incoming(&cancel);
+        Ok(Self { control, cancel, links, options, feed: Arc::default(), loader, postcopy: Mutex::default(), link: Mutex::default() })
+    }
+
+    /// How many vCPUs the machine has, for the times in which all of them stand still.
+    pub fn set_cpus(&self, cpus: u32) {
+        lock(&self.postcopy).cpus = cpus;
     }
 
     /// Bind or open; the addresses in the form of `socket-address`.
     pub fn listen(&self, uri: &Uri, fd: Option<std::os::fd::OwnedFd>) -> Result<serde_json::Value> {
         let listener = Listener::bind(uri, fd)?;
         let addresses = listener.addresses();
-        self.link().listener = Some(listener);
+        self.link().listener = Some(Arc::new(listener));
         Ok(addresses)
     }
 
@@ -73,47 +114,63 @@ impl Incoming {
         if !listener.is_socket() {
             self.control.incoming_connected(&self.cancel);
         }
-        let channel: Channel = listener.accept(&self.cancel)?;
+        let switch = self.links.switch()?;
+        let preempt = self.control.capability(PREEMPT) && listener.is_socket();
+        let channel = if preempt { listener.accept_first(&switch) } else { listener.accept(&switch) }?;
         self.control.incoming_connected(&self.cancel);
         let (reader, writer) = channel.split();
         let reader = reader.ok_or_else(|| Error::new(ErrorKind::BadUri, "this channel cannot be read from"))?;
+        let input = Input::with_capacity(Source::new(reader), BUFFER);
+        lock(&self.feed).main = Some(Decoder::new(input, self.options));
         let mut link = self.link();
+        link.second = if preempt { Some(Second::expect(Arc::clone(&listener), &switch)?) } else { None };
         // The listener stays: it turns surplus connections away, and keeps the address.
         link.listener = Some(listener);
-        link.writer = writer;
-        link.main = Some(Arc::new(Mutex::new(Decoder::new(Input::with_capacity(reader, BUFFER), self.options))));
+        link.back = writer.map(|writer| Arc::new(Back::new(writer, switch)));
         Ok(())
     }
 
-    /// Read up to the next thing that the caller must do: `Configuration`, `Section`, a fence or `Finished`.
+    /// Read up to the next thing that the caller must do: `Configuration`, `Section`, a fence, the command RUN, or `Finished`.
     ///
     /// A fence is a PING after the first: once it is answered the source may give the machine away. So it is handed out as
-    /// `Command`, for the caller to see whether anything is missing, and answered by the call after.
+    /// `Command`, for the caller to see whether anything is missing, and answered by the call after. In postcopy only the PING in the
+    /// package is one. After RUN the caller runs the machine and calls [`Self::wait`].
     pub fn next(&self) -> Result<Event> {
         let fence = self.link().fence.take();
         if let Some(token) = fence {
             self.settle()?;
             self.answer(&ReturnMessage::Pong(token))?;
         }
-        let main = self.main()?;
-        let mut decoder = lock(&main);
+        let mut feed = lock(&self.feed);
         let mut loader = lock(&self.loader);
         loop {
-            match decoder.next(&mut *loader)? {
-                Event::RamSection { .. } => loader.settle(),
+            if let Some(listening) = self.listening() {
+                listening.check()?;
+            }
+            if lock(&self.postcopy).progress() == Progress::Running {
+                return Err(Error::new(ErrorKind::InvalidState, "RUN was the last element; run the machine and wait for its memory"));
+            }
+            match feed.next(&mut loader)? {
+                Event::RamSection { header, .. } => {
+                    loader.settle();
+                    self.link().precopy_ends |= header.kind == SectionKind::End;
+                }
                 Event::End { offset } => {
                     loader.check_complete().map_err(|e| e.at(offset))?;
                     self.settle()?;
-                    decoder.input().source().set_deadline(Instant::now() + PATIENCE);
+                    if let Some(main) = &mut feed.main {
+                        main.input().source().set_deadline(Instant::now() + PATIENCE);
+                    }
                 }
                 Event::Description(_) => {}
-                Event::Command(command, offset) => {
-                    self.obey(&command).map_err(|e| e.at(offset))?;
-                    if self.link().fence.is_some() {
+                Event::Command(command, offset) => match self.obey(&command, &mut feed, &mut loader).map_err(|e| e.at(offset))? {
+                    Step::Done => {}
+                    Step::Fence => {
                         loader.check_complete().map_err(|e| e.at(offset))?;
                         return Ok(Event::Command(command, offset));
                     }
-                }
+                    Step::Run => return Ok(Event::Command(command, offset)),
+                },
                 event => return Ok(event),
             }
         }
@@ -121,70 +178,185 @@ impl Incoming {
 
     /// The payload of the section that `next` returned.
     pub fn payload(&self) -> Result<Arc<Mutex<dyn PayloadSource + Send>>> {
-        let main: Arc<Main> = self.main()?;
-        Ok(main)
+        let feed: Arc<Mutex<Feed>> = Arc::clone(&self.feed);
+        Ok(feed)
     }
 
     /// The payload is consumed: check the footer.
     pub fn section_done(&self) -> Result<()> {
-        lock(&*self.main()?).section_done()
+        lock(&self.feed).section_done()
     }
 
-    /// Answer SHUT if there is a return path, wait a moment for the source to hang up, and close.
+    /// After RUN, when the machine runs here: wait until its memory is complete, through any number of lost connections. The source is
+    /// told and the status is `completed` when this returns.
+    pub fn wait(&self) -> Result<()> {
+        let listening = self.listening().ok_or_else(|| Error::new(ErrorKind::InvalidState, "waiting for a machine before RUN"))?;
+        let over = listening.wait();
+        self.cancel.set();
+        over
+    }
+
+    /// Answer SHUT if there is a return path, wait a moment for the source to hang up, and close. A `status` other than 0 says that the
+    /// machine will not run here: if the source has let go of it in a package already, it is told that it may have it back. Nothing
+    /// happens once `wait` was called.
     pub fn finish(&self, status: u32) -> Result<()> {
-        let answered = if self.link().return_path { self.last_word(status) } else { Ok(()) };
+        let answered = match self.listening() {
+            Some(listening) if status == 0 && !listening.is_over() => {
+                return Err(Error::new(ErrorKind::InvalidState, "finished before the memory of the machine is complete"));
+            }
+            Some(listening) => {
+                if !listening.abort(Error::new(ErrorKind::DeviceState, "the machine could not be loaded or started here")) {
+                    return Ok(());
+                }
+                self.cancel.set();
+                listening.join();
+                Ok(())
+            }
+            None if self.link().return_path => self.last_word(status),
+            None => Ok(()),
+        };
         self.close();
         answered
     }
 
     fn last_word(&self, status: u32) -> Result<()> {
-        self.answer(&ReturnMessage::Shut(status))?;
-        if let Some(writer) = &self.link().writer {
-            writer.end();
+        let never_ran = status != 0 && self.link().packaged;
+        self.answer(&ReturnMessage::Shut(if never_ran { NEVER_RAN } else { status }))?;
+        if let Some(back) = &self.link().back {
+            back.end();
         }
-        let main = self.main()?;
-        let mut decoder = lock(&main);
-        let reader = decoder.input().source();
-        reader.set_deadline(Instant::now() + LINGER);
-        reader.drain();
+        if let Some(main) = &mut lock(&self.feed).main {
+            drain(main);
+        }
         Ok(())
     }
 
-    /// Cut everything. Idempotent, from any thread.
+    /// Cut everything; a machine that has not begun to run here never will. Once it may run, only the connection is cut, as by
+    /// `migrate-pause`, for its memory is still missing. Idempotent, from any thread.
     pub fn close(&self) {
+        if let Some(listening) = self.listening()
+            && !listening.is_over()
+        {
+            if listening.is_running() {
+                self.links.cut();
+                return;
+            }
+            listening.abort(Error::new(ErrorKind::Cancelled, "cancelled on this side"));
+        }
         self.cancel.set();
         let mut link = self.link();
-        link.listener = None;
-        link.writer = None;
-        link.main = None;
+        let (second, listener) = (link.second.take(), link.listener.take());
+        link.back = None;
+        drop(link);
+        if let Some(second) = second {
+            second.join();
+        }
+        drop(listener);
+        // Who reads just now finds the channel cut.
+        if let Ok(mut feed) = self.feed.try_lock() {
+            *feed = Feed::default();
+        }
     }
 
-    fn obey(&self, command: &Command) -> Result<()> {
+    /// The machine, which runs here and whose memory is incomplete, will never run again: threads that wait for a page go on, in memory
+    /// that is worth nothing, and `wait` fails. For the end of the process.
+    pub fn abandon(&self) {
+        if let Some(listening) = self.listening() {
+            listening.abandon();
+            self.cancel.set();
+        }
+    }
+
+    fn obey(&self, command: &Command, feed: &mut Feed, loader: &mut RamLoader) -> Result<Step> {
         match command {
             Command::OpenReturnPath => {
                 let mut link = self.link();
-                if link.writer.is_none() {
+                if link.back.is_none() {
                     return Err(Error::new(ErrorKind::BadCommand, "OPEN_RETURN_PATH, but this channel has no way back; use tcp: or unix:"));
                 }
                 link.return_path = true;
-                Ok(())
             }
-            Command::Ping(token) => {
-                if !self.link().return_path {
-                    return Err(Error::new(ErrorKind::BadCommand, "PING without an open return path"));
+            Command::Ping(token) => return self.ping(*token, feed),
+            Command::SwitchoverStart => {}
+            Command::PostcopyAdvise(_) | Command::RamDiscard { .. } => lock(&self.postcopy).prepare(command, &self.control, loader)?,
+            Command::Packaged(size) => self.package(command, *size, feed, loader)?,
+            Command::Listen => self.listen_on(command, feed, loader)?,
+            Command::Run => {
+                lock(&self.postcopy).run(command)?;
+                if let Some(listening) = self.listening() {
+                    listening.run_machine()?;
                 }
-                if *token > SETUP_PING {
-                    self.link().fence = Some(*token);
-                    return Ok(());
-                }
-                self.answer(&ReturnMessage::Pong(*token))
+                return Ok(Step::Run);
             }
-            Command::SwitchoverStart => Ok(()),
-            other => {
-                let text = format!("command {} is not built yet; {}", other.name(), remedy(other));
-                Err(Error::new(ErrorKind::Unsupported, text))
+            Command::Resume | Command::RecvBitmap(_) => tracing::warn!("{} is passed over: nothing is to be recovered", command.name()),
+            Command::EnableColo => {
+                let text = format!("command {} is not built yet; switch `x-colo` off at the source", command.name());
+                return Err(Error::new(ErrorKind::Unsupported, text));
             }
         }
+        Ok(Step::Done)
+    }
+
+    fn ping(&self, token: u32, feed: &Feed) -> Result<Step> {
+        let mut link = self.link();
+        if !link.return_path {
+            return Err(no_way_back("PING"));
+        }
+        let fence = match lock(&self.postcopy).progress() {
+            Progress::None => token > SETUP_PING,
+            // The switch may come, and its PINGs promise nothing; but if RAM has ended, this is precopy's last word.
+            Progress::Advise | Progress::Discard => feed.package.is_some() || link.precopy_ends,
+            Progress::Listening | Progress::Running => true,
+        };
+        if fence {
+            link.fence = Some(token);
+            return Ok(Step::Fence);
+        }
+        drop(link);
+        self.answer(&ReturnMessage::Pong(token))?;
+        Ok(Step::Done)
+    }
+
+    /// The package is read whole before any of it is obeyed: up to its last byte the source has the machine.
+    fn package(&self, command: &Command, size: u32, feed: &mut Feed, loader: &RamLoader) -> Result<()> {
+        lock(&self.postcopy).check_package(command)?;
+        loader.check_complete()?;
+        if !self.link().return_path {
+            return Err(no_way_back("PACKAGED"));
+        }
+        if size > PACKAGE_MAX {
+            let text = format!("a package of {size:#x} bytes; {PACKAGE_MAX:#x} are accepted (PACKAGE_MAX)");
+            return Err(Error::new(ErrorKind::LimitExceeded, text));
+        }
+        let main = feed.main.as_mut().ok_or_else(closed)?;
+        let offset = main.input().offset();
+        let bytes = main.input().read_vec(size.into()).map_err(|e| e.within("package"))?;
+        self.link().packaged = true;
+        self.settle()?;
+        feed.package = Some(main.package(bytes, offset));
+        Ok(())
+    }
+
+    /// LISTEN: from here on the stream is read by a thread of the core.
+    fn listen_on(&self, command: &Command, feed: &mut Feed, loader: &mut RamLoader) -> Result<()> {
+        if feed.package.is_none() {
+            let text = "POSTCOPY_LISTEN outside a package: the devices that follow it could not be told from what the listen thread reads";
+            return Err(Error::new(ErrorKind::BadCommand, text));
+        }
+        let mut link = self.link();
+        let connection = Connection {
+            back: link.back.clone().ok_or_else(closed)?,
+            link: self.links.switch()?,
+            second: link.second.take(),
+            listener: link.listener.take(),
+        };
+        drop(link);
+        let requests = lock(&self.postcopy).listen(command, &self.control)?;
+        let main = feed.main.take().ok_or_else(closed)?;
+        let memory = Arc::clone(requests.memory());
+        let listening = Listening::start(&self.control, &self.links, requests, loader.hand_over(), main, connection);
+        self.link().listening = Some(listening.inspect_err(|_| memory.disarm())?);
+        Ok(())
     }
 
     /// What follows may give the machine to this side.
@@ -196,19 +368,12 @@ impl Incoming {
     }
 
     fn answer(&self, message: &ReturnMessage) -> Result<()> {
-        let mut output = Output::new();
-        message.write(&mut output);
-        match &mut self.link().writer {
-            Some(writer) => {
-                writer.set_deadline(Instant::now() + PATIENCE);
-                writer.write_all(output.as_slice())
-            }
-            None => Ok(()),
-        }
+        let back = self.link().back.clone();
+        back.map_or(Ok(()), |back| back.say(message))
     }
 
-    fn main(&self) -> Result<Arc<Main>> {
-        self.link().main.clone().ok_or_else(|| Error::new(ErrorKind::Closed, "no channel is open"))
+    fn listening(&self) -> Option<Arc<Listening>> {
+        self.link().listening.clone()
     }
 
     fn link(&self) -> MutexGuard<'_, Link> {
@@ -216,13 +381,64 @@ impl Incoming {
     }
 }
 
-/// What to do at the source about a command of a feature that is not here.
-fn remedy(command: &Command) -> &'static str {
-    match command {
-        Command::PostcopyAdvise(None) => "switch `dirty-bitmaps` off at the source",
-        Command::EnableColo => "switch `x-colo` off at the source",
-        _ => "switch `postcopy-ram` off at the source",
+impl Feed {
+    fn next(&mut self, loader: &mut RamLoader) -> Result<Event> {
+        match (&mut self.package, &mut self.main) {
+            (Some(package), _) => package.next(&mut NullSink),
+            (None, Some(main)) => loader.feed(main),
+            (None, None) => Err(closed()),
+        }
     }
+
+    fn section_done(&mut self) -> Result<()> {
+        match (&mut self.package, &mut self.main) {
+            (Some(package), _) => package.section_done(),
+            (None, Some(main)) => main.section_done(),
+            (None, None) => Err(closed()),
+        }
+    }
+
+    fn payload(&mut self) -> Result<&mut dyn PayloadSource> {
+        match (&mut self.package, &mut self.main) {
+            (Some(package), _) => Ok(package),
+            (None, Some(main)) => Ok(main),
+            (None, None) => Err(closed()),
+        }
+    }
+
+    fn payload_ref(&self) -> Option<&dyn PayloadSource> {
+        match (&self.package, &self.main) {
+            (Some(package), _) => Some(package),
+            (None, Some(main)) => Some(main),
+            (None, None) => None,
+        }
+    }
+}
+
+impl PayloadSource for Feed {
+    fn offset(&self) -> u64 {
+        self.payload_ref().map_or(0, PayloadSource::offset)
+    }
+
+    fn buffered(&self) -> usize {
+        self.payload_ref().map_or(0, PayloadSource::buffered)
+    }
+
+    fn read_exact(&mut self, out: &mut [u8]) -> Result<()> {
+        self.payload()?.read_exact(out)
+    }
+
+    fn peek(&mut self, n: usize) -> Result<&[u8]> {
+        self.payload()?.peek(n)
+    }
+
+    fn skip(&mut self, n: u64) -> Result<()> {
+        self.payload()?.skip(n)
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "no channel is open")
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,9 +1,12 @@
 //! The RAM handler of the destination in precopy: pages go straight to their place in registered blocks, and nowhere else.
+//!
+//! Once postcopy was announced, which pages have come is remembered; without that nobody asks.
 
 use std::sync::Arc;
 
-use crate::ram::{Block, PageTarget, RamList};
-use crate::wire::{BlockEntry, PageSink};
+use crate::postcopy::Memory;
+use crate::ram::{Block, PageTarget, RamList, TARGET_PAGE};
+use crate::wire::{BlockEntry, ByteSource, Decoder, Event, PageSink};
 use crate::{Error, ErrorKind, Result};
 
 /// Writes received pages into the blocks that the stream announced.
@@ -11,12 +14,40 @@ use crate::{Error, ErrorKind, Result};
 pub struct RamLoader {
     list: RamList,
     places: Vec<PageTarget>,
+    /// For each announced block its place in the list.
+    order: Vec<usize>,
+    /// After ADVISE: what notes the pages.
+    memory: Option<Arc<Memory>>,
 }
 
 impl RamLoader {
     /// A loader for the registered blocks.
     pub fn new(list: RamList) -> Self {
-        Self { list, places: Vec::new() }
+        Self { list, places: Vec::new(), order: Vec::new(), memory: None }
+    }
+
+    /// The blocks of this machine.
+    pub fn list(&self) -> &RamList {
+        &self.list
+    }
+
+    /// From now on note what comes in `memory`, which has the blocks of the list in its order.
+    pub fn note(&mut self, memory: Arc<Memory>) {
+        self.memory = Some(memory);
+    }
+
+    /// Pages are placed by others from now on: says which block of the list each announced one is.
+    pub fn hand_over(&mut self) -> Vec<usize> {
+        self.places = Vec::new();
+        self.order.clone()
+    }
+
+    /// The decoder's next event, its pages loaded.
+    pub fn feed<S: ByteSource>(&mut self, decoder: &mut Decoder<S>) -> Result<Event> {
+        match self.memory.clone() {
+            None => decoder.next(self),
+            Some(memory) => decoder.next(&mut Noting { loader: self, memory: &memory }),
+        }
     }
 
     /// A RAM section is complete: its pages are there for every thread that hears of it.
@@ -26,7 +57,7 @@ impl RamLoader {
 
     /// Refuses a stream that says it is complete and never announced this machine's RAM.
     pub fn check_complete(&self) -> Result<()> {
-        if self.places.len() == self.list.len() {
+        if self.order.len() == self.list.len() {
             return Ok(());
         }
         Err(Error::new(ErrorKind::MissingSection, "the stream has no RAM, and this machine does").within("ram"))
@@ -51,6 +82,7 @@ fn fit(block: &Block, length: u64) -> Result<()> {
 impl PageSink for RamLoader {
     fn blocks(&mut self, list: &[BlockEntry]) -> Result<()> {
         let mut places = Vec::with_capacity(list.len());
+        let mut order = Vec::with_capacity(list.len());
         for entry in list {
             let name = String::from_utf8_lossy(&entry.name).into_owned();
             let found = self.list.find(&entry.name).ok_or_else(|| {
@@ -58,9 +90,17 @@ impl PageSink for RamLoader {
                 Error::new(ErrorKind::UnknownBlock, format!("no RAM block {name:?} here; this machine has {here:?}")).at(entry.offset)
             })?;
             let block = Arc::clone(&self.list.blocks()[found]);
+            if let Some(theirs) = entry.page_size.filter(|size| *size != block.page_size()) {
+                let text = format!(
+                    "pages of {theirs:#x} bytes there and of {:#x} here: postcopy needs the same kind of memory on both sides",
+                    block.page_size()
+                );
+                return Err(Error::new(ErrorKind::BlockMismatch, text).at(entry.offset).within(&name));
+            }
             if block.used_length() != entry.used_length {
                 fit(&block, entry.used_length).map_err(|e| e.at(entry.offset).within(&name))?;
             }
+            order.push(found);
             places.push(PageTarget::new(block)?);
         }
         if let Some(missing) = self.list.iter().find(|block| !places.iter().any(|place| Arc::ptr_eq(place.block(), block))) {
@@ -70,6 +110,7 @@ impl PageSink for RamLoader {
             ));
         }
         self.places = places;
+        self.order = order;
         Ok(())
     }
 
@@ -79,5 +120,42 @@ impl PageSink for RamLoader {
 
     fn page(&mut self, block: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         self.places[block].put(offset, bytes)
+    }
+}
+
+/// The loader after ADVISE.
+struct Noting<'a> {
+    loader: &'a mut RamLoader,
+    memory: &'a Memory,
+}
+
+impl Noting<'_> {
+    fn note(&self, block: usize, offset: u64) {
+        // The offset is inside a mapped block.
+        let page = usize::try_from(offset).unwrap_or(usize::MAX) / TARGET_PAGE;
+        self.memory.note_received(self.loader.order[block], page);
+    }
+}
+
+impl PageSink for Noting<'_> {
+    fn blocks(&mut self, list: &[BlockEntry]) -> Result<()> {
+        self.loader.blocks(list)
+    }
+
+    fn page_size_follows(&self, name: &[u8]) -> Option<bool> {
+        let list = &self.loader.list;
+        Some(list.find(name).is_some_and(|block| list.blocks()[block].page_size() != TARGET_PAGE as u64))
+    }
+
+    fn zero(&mut self, block: usize, offset: u64, fill: u8) -> Result<()> {
+        self.loader.zero(block, offset, fill)?;
+        self.note(block, offset);
+        Ok(())
+    }
+
+    fn page(&mut self, block: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.loader.page(block, offset, bytes)?;
+        self.note(block, offset);
+        Ok(())
     }
 }

@@ -13,7 +13,7 @@ use super::consts::{
     COMMAND, CONFIGURATION, DESCRIPTION, EOF, FILE_MAGIC, FILE_VERSION, FILE_VERSION_OBSOLETE, FOOTER, RAM_IDSTR, RAM_VERSION, SECTION_END,
     SECTION_FULL, SECTION_PART, SECTION_START, SUBSECTION,
 };
-use super::input::{ByteSource, Input, PayloadSource};
+use super::input::{ByteSource, Input, NoSource, PayloadSource};
 use super::limits::{DESCRIPTION_KEPT, SECTIONS_MAX};
 use super::ram::{PageCounts, RamState};
 use super::sink::PageSink;
@@ -182,6 +182,17 @@ enum State {
     Failed,
 }
 
+/// What of a migration the elements are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// All of it, or what comes before LISTEN.
+    Whole,
+    /// A package: no RAM, no package, and the last element is RUN.
+    Package,
+    /// What comes after LISTEN: the rest of RAM, commands, the end.
+    Listening,
+}
+
 /// Decodes one stream. After an error nothing more comes out of it.
 #[derive(Debug)]
 pub struct Decoder<S> {
@@ -190,6 +201,7 @@ pub struct Decoder<S> {
     footers: Presence,
     description: bool,
     offline: bool,
+    part: Part,
     state: State,
     /// START and FULL headers by section id.
     announced: HashMap<u32, SectionHeader>,
@@ -206,6 +218,7 @@ impl<S: ByteSource> Decoder<S> {
             footers: options.footers.into(),
             description: options.description,
             offline: false,
+            part: Part::Whole,
             state: State::Start,
             announced: HashMap::new(),
             ram: RamState::default(),
@@ -224,6 +237,42 @@ impl<S: ByteSource> Decoder<S> {
     pub fn accepting(mut self, accept: Accept) -> Self {
         self.ram.accept = accept;
         self
+    }
+
+    /// For the bytes of a package, the first of which stands at stream offset `offset`: elements without header and configuration, with
+    /// the sections that are announced already. Its last event is the command RUN, behind which there may be nothing.
+    pub fn package(&self, bytes: Vec<u8>, offset: u64) -> Decoder<NoSource> {
+        Decoder {
+            input: Input::from_bytes(bytes, offset),
+            configuration: Presence::No,
+            footers: self.footers,
+            description: false,
+            offline: false,
+            part: Part::Package,
+            state: State::Elements,
+            announced: self.announced.clone(),
+            ram: RamState::default(),
+        }
+    }
+
+    /// LISTEN was obeyed: from here on only the rest of RAM, commands and the end are legal, and no description follows.
+    pub fn listening(&mut self) {
+        self.part = Part::Listening;
+        self.description = false;
+    }
+
+    /// The stream goes on in `source`, at an element: what was half read is forgotten, and so is which block was meant last.
+    pub fn replace_source(&mut self, source: S) {
+        self.input = Input::new(source);
+        self.ram.forget_current();
+        self.state = State::Elements;
+    }
+
+    /// The blocks that this stream announced, for channels that bring pages of them.
+    pub fn announced_blocks(&self) -> AnnouncedBlocks {
+        let mut ram = self.ram.clone();
+        ram.forget_current();
+        AnnouncedBlocks(ram)
     }
 
     /// Whether sections have footers, as far as it is known.
@@ -341,6 +390,9 @@ impl<S: ByteSource> Decoder<S> {
 
     fn element(&mut self, sink: &mut dyn PageSink) -> Result<Event> {
         let offset = self.input.offset();
+        if self.part != Part::Whole {
+            self.check_part(offset)?;
+        }
         match self.input.u8()? {
             EOF => {
                 self.state = if self.description { State::Description } else { State::Finished };
@@ -353,9 +405,44 @@ impl<S: ByteSource> Decoder<S> {
             COMMAND => {
                 let command = Command::read(&mut self.input, offset).map_err(|e| e.within("command"))?;
                 self.ram.told(&command);
+                if self.part == Part::Package {
+                    self.packaged(&command).map_err(|e| e.at(offset).within("package"))?;
+                }
                 Ok(Event::Command(command, offset))
             }
             other => Err(misplaced(other).at(offset)),
+        }
+    }
+
+    /// Refuses an element that the stream as a whole may have, but not this part of it.
+    #[cold]
+    fn check_part(&mut self, offset: u64) -> Result<()> {
+        let next = self.input.peek(1)?.first().copied();
+        let refuse = |text: String| Err(Error::new(ErrorKind::UnknownElement, text).at(offset));
+        match (self.part, next) {
+            (Part::Package, None | Some(EOF)) => {
+                let text = "the package ends without POSTCOPY_RUN: nothing would ever run the machine";
+                Err(Error::new(ErrorKind::Truncated, text).at(offset).within("package"))
+            }
+            (Part::Listening, Some(kind @ (SECTION_START | SECTION_FULL))) => {
+                refuse(format!("element {kind:#04x} after POSTCOPY_LISTEN, where only the rest of RAM may come"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A command inside a package.
+    fn packaged(&mut self, command: &Command) -> Result<()> {
+        match command {
+            Command::Packaged(_) => Err(Error::new(ErrorKind::BadCommand, "a package inside a package")),
+            Command::Run if self.input.buffered() > 0 => {
+                Err(Error::new(ErrorKind::TrailingData, format!("{} bytes after POSTCOPY_RUN in the package", self.input.buffered())))
+            }
+            Command::Run => {
+                self.state = State::Finished;
+                Ok(())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -416,6 +503,10 @@ impl<S: ByteSource> Decoder<S> {
                 if header.is_ram() {
                     return self.ram_section(header, sink);
                 }
+                if self.part == Part::Listening {
+                    let text = "a part of a device after POSTCOPY_LISTEN, where only the rest of RAM may come";
+                    return Err(Error::new(ErrorKind::UnknownElement, text).at(offset).within(&header.path()));
+                }
                 self.state = State::Payload(header.clone());
                 Ok(Event::Section(header))
             }
@@ -431,6 +522,9 @@ impl<S: ByteSource> Decoder<S> {
     }
 
     fn ram_section(&mut self, header: SectionHeader, sink: &mut dyn PageSink) -> Result<Event> {
+        if self.part == Part::Package {
+            return Err(Error::new(ErrorKind::UnknownElement, "RAM inside a package").at(header.offset).within("ram"));
+        }
         let first = header.kind == SectionKind::Start;
         let pages = self.ram.payload(&mut self.input, first, sink).map_err(|e| e.within("ram"))?;
         self.footer(&header)?;
@@ -483,6 +577,34 @@ impl<S: ByteSource> Decoder<S> {
             State::Payload(_) => Ok(()),
             _ => Err(Error::new(ErrorKind::InvalidState, "the payload that this reader was for is over")),
         }
+    }
+}
+
+/// The block list of a stream.
+#[derive(Debug, Clone)]
+pub struct AnnouncedBlocks(RamState);
+
+impl AnnouncedBlocks {
+    /// A channel of page records for these blocks; each starts with no block named.
+    pub fn channel<S: ByteSource>(&self, source: S) -> PageChannel<S> {
+        PageChannel { input: Input::with_capacity(source, PAGE_CHANNEL_BUFFER), ram: self.0.clone() }
+    }
+}
+
+/// Bytes that are read ahead on a channel whose pages are waited for: a few of them.
+const PAGE_CHANNEL_BUFFER: usize = 64 << 10;
+
+/// A channel that has page records and nothing else (spec/stream 9.9).
+#[derive(Debug)]
+pub struct PageChannel<S> {
+    input: Input<S>,
+    ram: RamState,
+}
+
+impl<S: ByteSource> PageChannel<S> {
+    /// Reads up to and with the EOS that ends the channel. A channel that ends without one fails as `truncated`.
+    pub fn run(&mut self, sink: &mut dyn PageSink) -> Result<PageCounts> {
+        self.ram.payload(&mut self.input, false, sink).map_err(|e| e.within("preempt"))
     }
 }
 

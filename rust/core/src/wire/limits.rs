@@ -20,5 +20,7 @@ pub const RETURN_MESSAGE_MAX: u16 = 512;
 pub const REQUESTS_MAX: usize = 1 << 16;
 /// Look-ahead of a reader: a subsection's type, length and name, with room to spare.
 pub const PEEK_MAX: usize = 512;
+/// Bytes of a package of device state: real ones are below 100 MiB, and it is held whole.
+pub const PACKAGE_MAX: u32 = 128 << 20;
 /// Growth step where the stream announces a length: memory follows the bytes that came, not the announcement.
 pub const READ_STEP: usize = 64 << 10;

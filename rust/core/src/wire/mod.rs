@@ -31,7 +31,7 @@ mod return_path;
 mod sink;
 
 pub use command::{Advise, Command};
-pub use decoder::{Accept, Decoder, DecoderOptions, Description, Event, SectionHeader, SectionKind};
+pub use decoder::{Accept, AnnouncedBlocks, Decoder, DecoderOptions, Description, Event, PageChannel, SectionHeader, SectionKind};
 pub use input::{ByteSource, Input, NoSource, PayloadSource};
 pub use output::Output;
 pub use ram::PageCounts;

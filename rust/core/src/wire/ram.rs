@@ -26,8 +26,11 @@ pub struct PageCounts {
     pub compressed: u64,
 }
 
+/// Bytes of the longest plain record: word, block name, page.
+const RECORD_MAX: usize = 8 + 1 + 255 + PAGE_BYTES;
+
 /// What the RAM handler remembers of a stream. The current block outlives sections, never the stream.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct RamState {
     blocks: Vec<BlockEntry>,
     index: HashMap<Vec<u8>, usize>,
@@ -52,11 +55,14 @@ impl RamState {
                 let text = format!("record {word:#x} opens the START section; the block list must (flag {RAM_MEM_SIZE:#x})");
                 return Err(Error::new(ErrorKind::BadFlags, text).at(at));
             }
-            self.list(input, word & !RAM_FLAGS, at)?;
+            self.list(input, word & !RAM_FLAGS, at, sink)?;
             sink.blocks(&self.blocks).map_err(|e| e.at(at))?;
         }
         let mut counts = PageCounts::default();
         loop {
+            if input.buffered() < RECORD_MAX {
+                sink.before_wait()?;
+            }
             let at = input.offset();
             let word = input.be64()?;
             let offset = word & !RAM_FLAGS;
@@ -121,6 +127,11 @@ impl RamState {
         }
     }
 
+    /// Forget which block was meant last: the next record must name its own.
+    pub fn forget_current(&mut self) {
+        self.current = None;
+    }
+
     /// Which block a page record is for, with its offset checked.
     #[inline]
     fn place<S: ByteSource>(&mut self, input: &mut Input<S>, word: u64, at: u64) -> Result<usize> {
@@ -151,9 +162,14 @@ impl RamState {
     }
 
     /// What an entry of the list has behind the length.
-    fn extras<S: ByteSource>(&self, input: &mut Input<S>, entry: &mut BlockEntry) -> Result<()> {
+    fn extras<S: ByteSource>(&self, input: &mut Input<S>, entry: &mut BlockEntry, sink: &dyn PageSink) -> Result<()> {
+        let follows = sink.page_size_follows(&entry.name);
+        if follows == Some(true) {
+            entry.page_size = Some(input.be64()?);
+        }
         // Not announced, so it is known by its looks: a page size that ADVISE named. The next name would have to be empty to look like it.
-        if self.page_sizes != 0
+        if follows.is_none()
+            && self.page_sizes != 0
             && let Ok(word) = <[u8; 8]>::try_from(input.peek(8)?).map(u64::from_be_bytes)
             && word.is_power_of_two()
             && word & self.page_sizes != 0
@@ -171,7 +187,7 @@ impl RamState {
     }
 
     /// The block list; its word stood at `start`.
-    fn list<S: ByteSource>(&mut self, input: &mut Input<S>, total: u64, start: u64) -> Result<()> {
+    fn list<S: ByteSource>(&mut self, input: &mut Input<S>, total: u64, start: u64, sink: &dyn PageSink) -> Result<()> {
         let mut remaining = total;
         while remaining > 0 {
             if self.blocks.len() == RAM_BLOCKS_MAX {
@@ -197,7 +213,7 @@ impl RamState {
                 return refuse("the block list has this block twice".into(), offset);
             }
             let mut entry = BlockEntry::new(name, used_length, offset);
-            self.extras(input, &mut entry).map_err(|e| blame(&entry.name, e))?;
+            self.extras(input, &mut entry, sink).map_err(|e| blame(&entry.name, e))?;
             self.blocks.push(entry);
         }
         Ok(())

@@ -77,6 +77,16 @@ pub trait PageSink {
         Ok(())
     }
 
+    /// The next record may not be here yet: whatever is not to wait for more bytes is done now.
+    fn before_wait(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// After ADVISE: does this block's entry in the list say its page size? None: it is known by its looks, if at all.
+    fn page_size_follows(&self, _name: &[u8]) -> Option<bool> {
+        None
+    }
+
     /// The end of a RAM section's payload.
     fn section_end(&mut self) -> Result<()> {
         Ok(())

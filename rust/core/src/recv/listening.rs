@@ -1,0 +1,483 @@
+//! After LISTEN: the thread that has the main stream from there on, through any number of lost connections, to the end.
+//!
+//! ```text
+//!   LISTEN ──► loading ──RUN──► running ──wait()──► settled ──END, EOF, all pages here──► SHUT 0, completed
+//!                 │                │                   │
+//!                 │ any failure    │ finish(1)         │ any failure, migrate-pause
+//!                 ▼                ▼                   ▼
+//!           SHUT 2: it never ran, unregistered      postcopy-paused ──migrate-recover──► postcopy-recover ──RESUME──► on
+//! ```
+//!
+//! Before the machine runs everything can be undone, and whoever is stuck in a missing page goes on, in memory that is worth nothing.
+//! Once it runs nothing is unregistered while a page is missing: a thread that waits for one waits until it comes. From RUN on a lost
+//! connection is a pause, not a failure. Nothing here ever needs Python.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::back::{Asking, Back};
+use super::main::{LINGER, Main, Source, drain};
+use super::placing::{Came, Placing};
+use super::second::{Reading, Second};
+use crate::channel::{Cancel, Channel, Listener};
+use crate::control::{Control, Links, Status};
+use crate::postcopy::{Faults, Requests};
+use crate::wire::{AnnouncedBlocks, Command, Event, ReturnMessage};
+use crate::{Error, ErrorKind, Result};
+
+/// SHUT: the machine was not run here and never will be. Our own extension; to QEMU it is a failure like any other.
+pub const NEVER_RAN: u32 = 2;
+/// How long the machine's device state may take to load, with the pages that it touches: nobody runs the machine meanwhile.
+const LOAD_DEADLINE: Duration = Duration::from_secs(60);
+/// How long each step of a recovery may take.
+const RECOVER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the last requested pages may take after the end of everything else.
+const STALL: Duration = Duration::from_secs(30);
+/// What the kernel keeps of a stream from this machine, unread: a page that is waited for stands behind it.
+const UNREAD: usize = 64 << 10;
+
+/// One connection: what was opened together and is cut together.
+#[derive(Debug)]
+pub struct Connection {
+    /// The way back.
+    pub back: Arc<Back>,
+    /// Ends all of it.
+    pub link: Cancel,
+    /// The channel for requested pages, if there may be one.
+    pub second: Option<Second>,
+    /// Keeps the address, and turns strangers away.
+    pub listener: Option<Arc<Listener>>,
+}
+
+/// Who may still end what, and what has been.
+#[derive(Debug, Default)]
+struct State {
+    /// RUN was obeyed.
+    running: bool,
+    /// The machine runs here: nothing is undone from here on.
+    settled: bool,
+    /// Why the machine does not run here, or is given up.
+    ended: Option<Error>,
+    /// Somebody has told the source so.
+    told: bool,
+    /// The way back of the present connection.
+    back: Option<Arc<Back>>,
+    over: Option<Result<()>>,
+}
+
+/// The destination after LISTEN.
+#[derive(Debug)]
+pub struct Listening {
+    control: Arc<Control>,
+    links: Arc<Links<Arc<Listener>>>,
+    requests: Arc<Requests>,
+    faults: Faults,
+    blocks: AnnouncedBlocks,
+    order: Arc<[usize]>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// The end of everything but requested pages is here, and those are waited for.
+    draining: AtomicBool,
+    /// RUN was obeyed: the source may take its time.
+    patient: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Listening {
+    /// Watches the memory of `requests` and takes over the stream: `order` says which of its blocks each announced one is.
+    pub fn start(
+        control: &Arc<Control>,
+        links: &Arc<Links<Arc<Listener>>>,
+        requests: Arc<Requests>,
+        order: Vec<usize>,
+        mut main: Main,
+        connection: Connection,
+    ) -> Result<Arc<Self>> {
+        main.listening();
+        let this = Arc::new(Self {
+            control: Arc::clone(control),
+            links: Arc::clone(links),
+            faults: Faults::start(Arc::clone(&requests))?,
+            blocks: main.announced_blocks(),
+            order: order.into(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            draining: AtomicBool::new(false),
+            patient: Arc::default(),
+            thread: Mutex::default(),
+            requests,
+        });
+        this.lock().back = Some(Arc::clone(&connection.back));
+        if connection.back.is_local() {
+            main.input().source().bound(UNREAD);
+        }
+        main.input().source().hurry(Instant::now() + LOAD_DEADLINE, &this.patient);
+        this.serve(&connection)?;
+        this.ask(&connection);
+        control.set_incoming_status(Status::Active, Status::PostcopyActive);
+        let mut thread = this.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let theirs = Arc::clone(&this);
+        let started = std::thread::Builder::new().name("qmig-listen".into()).spawn(move || theirs.run(main, connection));
+        *thread = Some(started.map_err(|e| Error::io("starting the listen thread", e))?);
+        drop(thread);
+        Ok(this)
+    }
+
+    /// RUN: the machine may run here, unless something has failed already.
+    pub fn run_machine(&self) -> Result<()> {
+        let mut state = self.lock();
+        if let Some(error) = &state.ended {
+            return Err(error.clone());
+        }
+        state.running = true;
+        self.patient.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Fails if the machine will not run here any more.
+    pub fn check(&self) -> Result<()> {
+        self.lock().ended.clone().map_or(Ok(()), Err)
+    }
+
+    /// The machine runs here: wait until its memory is complete.
+    pub fn wait(&self) -> Result<()> {
+        let mut state = self.lock();
+        if !state.running {
+            return Err(Error::new(ErrorKind::InvalidState, "waiting for a machine before RUN"));
+        }
+        state.settled |= state.ended.is_none();
+        self.changed.notify_all();
+        while state.over.is_none() {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        self.join();
+        self.lock().over.clone().unwrap_or(Ok(()))
+    }
+
+    /// RUN was obeyed, so the machine may run here.
+    pub fn is_running(&self) -> bool {
+        self.lock().running
+    }
+
+    /// The machine has not run here and never will: tells the source, and lets go of whoever waits for a page. False, and nothing
+    /// happens, if it runs.
+    pub fn abort(&self, error: Error) -> bool {
+        let mut state = self.lock();
+        if state.settled {
+            return false;
+        }
+        state.ended.get_or_insert(error);
+        let back = if std::mem::replace(&mut state.told, true) { None } else { state.back.clone() };
+        drop(state);
+        self.changed.notify_all();
+        if let Some(back) = back {
+            never_ran(&back);
+        }
+        // The source hangs up; if it does not, it is cut off.
+        let mut state = self.lock();
+        let deadline = Instant::now() + LINGER;
+        while state.over.is_none() && Instant::now() < deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(state);
+        self.links.cut();
+        true
+    }
+
+    /// The machine runs, but never will again: whoever waits for a page goes on in memory that is worth nothing.
+    pub fn abandon(&self) {
+        self.lock()
+            .ended
+            .get_or_insert_with(|| Error::new(ErrorKind::Cancelled, "the machine was given up while its memory was incomplete"));
+        self.changed.notify_all();
+    }
+
+    /// Waits for the listen thread.
+    pub fn join(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the listen thread has panicked");
+        }
+    }
+
+    /// Nothing more happens.
+    pub fn is_over(&self) -> bool {
+        self.lock().over.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The listen thread.
+    fn run(self: Arc<Self>, mut main: Main, mut connection: Connection) {
+        let mut sink = Placing::background(&self.requests, &self.order);
+        let end = loop {
+            let error = match self.receive(&mut main, &mut sink, &connection).and_then(|()| self.loaded()) {
+                Ok(()) => break Ok(connection),
+                Err(error) => connection.reason(error),
+            };
+            if self.fails(&error) {
+                self.take_leave(&mut main, &connection);
+                connection.close(&self.requests);
+                break Err(self.lock().ended.clone().unwrap_or(error));
+            }
+            connection.close(&self.requests);
+            sink.abandon();
+            match self.reconnect(error, &mut main) {
+                Ok(next) => connection = next,
+                Err(error) => break Err(error),
+            }
+        };
+        drop(sink);
+        self.release();
+        let over = end.map(|connection| self.say_goodbye(&mut main, connection));
+        self.lock().over = Some(over);
+        self.changed.notify_all();
+    }
+
+    /// Everything is here.
+    fn say_goodbye(&self, main: &mut Main, connection: Connection) {
+        if let Err(error) = connection.back.say(&ReturnMessage::Shut(0)) {
+            tracing::warn!(%error, "everything has arrived, but the source could not be told");
+        }
+        self.control.set_socket_addresses(None);
+        self.control.set_incoming_status(Status::PostcopyActive, Status::Completed);
+        connection.back.end();
+        // It still ends the other channel, and may not find that closed.
+        drain(main);
+        connection.close(&self.requests);
+    }
+
+    /// Nobody waits for a page any more, or may.
+    fn release(&self) {
+        self.requests.memory().disarm();
+        if let Err(error) = self.faults.stop() {
+            tracing::error!(%error, "the fault thread");
+        }
+    }
+
+    /// Up to the end of the stream, and until every page is here.
+    fn receive(self: &Arc<Self>, main: &mut Main, sink: &mut Placing, connection: &Connection) -> Result<()> {
+        loop {
+            match main.next(sink)? {
+                Event::RamSection { .. } => {}
+                Event::Command(command, offset) => self.obey(&command, main, connection).map_err(|e| e.at(offset))?,
+                Event::End { offset } => {
+                    sink.finish()?;
+                    return self.drained(connection).map_err(|e| e.at(offset));
+                }
+                _ => return Err(Error::new(ErrorKind::UnknownElement, "an element that has no place after POSTCOPY_LISTEN")),
+            }
+        }
+    }
+
+    fn obey(&self, command: &Command, main: &mut Main, connection: &Connection) -> Result<()> {
+        let recovers = self.control.incoming_status() == Status::PostcopyRecover;
+        match command {
+            Command::Ping(token) => connection.back.say(&ReturnMessage::Pong(*token)),
+            Command::OpenReturnPath => Ok(()),
+            Command::RecvBitmap(name) if recovers => {
+                let memory = self.requests.memory();
+                let unknown = || {
+                    let text = format!("RECV_BITMAP for block \"{}\", which this machine does not have", name.escape_ascii());
+                    Error::new(ErrorKind::UnknownBlock, text)
+                };
+                let block = memory.index_of(name).ok_or_else(unknown)?;
+                connection.back.received(name, memory.received(block).words())
+            }
+            Command::Resume if recovers => {
+                if !self.control.resumed_incoming() {
+                    return Err(super::postcopy::out_of_order(command, "not recovering"));
+                }
+                main.input().source().clear_deadline();
+                connection.back.say(&ReturnMessage::ResumeAck)?;
+                self.ask(connection);
+                Ok(())
+            }
+            Command::RecvBitmap(_) | Command::Resume => {
+                tracing::warn!("{} is passed over: no recovery is under way", command.name());
+                Ok(())
+            }
+            other => Err(super::postcopy::out_of_order(other, "LISTENING or later")),
+        }
+    }
+
+    /// The background is over: waits for the requested pages that are still under way.
+    fn drained(self: &Arc<Self>, connection: &Connection) -> Result<()> {
+        if self.control.incoming_status() == Status::PostcopyRecover {
+            return Err(Error::new(ErrorKind::BadCommand, "the stream ends before POSTCOPY_RESUME"));
+        }
+        let memory = self.requests.memory();
+        let deadline = Instant::now() + STALL;
+        self.draining.store(true, Ordering::SeqCst);
+        let waiting = Arc::clone(self);
+        let _wakes = connection.link.register(Box::new(move || waiting.came()));
+        let drained = loop {
+            // Asked before: what was open then may have brought the last page since.
+            let more = connection.second.as_ref().is_some_and(Second::is_open) && Instant::now() < deadline;
+            let state = self.lock();
+            match memory.check_complete() {
+                Err(_) if more && !connection.link.is_set() => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    let _ = self.changed.wait_timeout(state, left);
+                }
+                complete => break complete,
+            }
+        };
+        self.draining.store(false, Ordering::Relaxed);
+        drained
+    }
+
+    /// All memory is here: waits until the machine is, too.
+    fn loaded(&self) -> Result<()> {
+        let mut state = self.lock();
+        loop {
+            match &state.ended {
+                Some(error) => return Err(error.clone()),
+                None if state.settled => return Ok(()),
+                None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    /// An error ends everything, or else only the connection: then the machine may run here already.
+    fn fails(&self, error: &Error) -> bool {
+        let mut state = self.lock();
+        if !state.running {
+            state.ended.get_or_insert_with(|| error.clone());
+        }
+        state.ended.is_some()
+    }
+
+    /// The machine will not run here: the source is told, if that was not done, and may hang up.
+    fn take_leave(&self, main: &mut Main, connection: &Connection) {
+        let mut state = self.lock();
+        let silent = state.settled || std::mem::replace(&mut state.told, true);
+        drop(state);
+        if !silent {
+            never_ran(&connection.back);
+        }
+        drain(main);
+    }
+
+    /// Pauses, and waits for the next connection.
+    fn reconnect(self: &Arc<Self>, error: Error, main: &mut Main) -> Result<Connection> {
+        self.lock().back = None;
+        if !self.control.pause_incoming(error.clone()) {
+            return Err(error);
+        }
+        loop {
+            let accept = |listener: Arc<Listener>, link: &Cancel| {
+                let preempt = self.control.capability(super::PREEMPT) && listener.is_socket();
+                let channel = if preempt { listener.accept_first(link) } else { listener.accept(link) }?;
+                Ok((channel, listener, link.clone(), preempt))
+            };
+            let refused = |error| self.control.note_incoming_error(error);
+            let (channel, listener, link, preempt) = self.links.wait(accept, refused)?;
+            match self.connect(channel, listener, &link, preempt, main) {
+                Ok(connection) => return Ok(connection),
+                Err(error) => {
+                    link.set();
+                    refused(error);
+                }
+            }
+        }
+    }
+
+    fn connect(
+        self: &Arc<Self>,
+        channel: Channel,
+        listener: Arc<Listener>,
+        link: &Cancel,
+        preempt: bool,
+        main: &mut Main,
+    ) -> Result<Connection> {
+        let (Some(reader), Some(writer)) = channel.split() else {
+            return Err(Error::new(ErrorKind::BadUri, "a recovery needs a connection with a way back"));
+        };
+        let second = if preempt { Some(Second::expect(Arc::clone(&listener), link)?) } else { None };
+        let back = Arc::new(Back::new(writer, link.clone()));
+        let connection = Connection { back, link: link.clone(), second, listener: Some(listener) };
+        self.serve(&connection)?;
+        if connection.back.is_local() {
+            reader.bound(UNREAD);
+        }
+        main.replace_source(Source::new(reader));
+        main.input().source().set_deadline(Instant::now() + RECOVER_DEADLINE);
+        let mut state = self.lock();
+        if let Some(error) = &state.ended {
+            return Err(error.clone());
+        }
+        state.back = Some(Arc::clone(&connection.back));
+        drop(state);
+        self.control.set_incoming_status(Status::PostcopyPaused, Status::PostcopyRecover);
+        Ok(connection)
+    }
+}
+
+impl Listening {
+    /// The second channel, if there is one, has somewhere to put its pages.
+    fn serve(self: &Arc<Self>, connection: &Connection) -> Result<()> {
+        let Some(second) = &connection.second else { return Ok(()) };
+        second.ready(Reading {
+            blocks: self.blocks.clone(),
+            order: Arc::clone(&self.order),
+            requests: Arc::clone(&self.requests),
+            came: Arc::clone(self) as Arc<dyn Came>,
+        })
+    }
+
+    /// Pages are asked for over this connection, those first that were asked for before.
+    fn ask(&self, connection: &Connection) {
+        let asking = Asking::new(Arc::clone(&connection.back), Arc::clone(self.requests.memory()));
+        self.requests.set_requester(Some(Box::new(asking)));
+    }
+}
+
+impl Came for Listening {
+    fn came(&self) {
+        if self.draining.load(Ordering::SeqCst) {
+            drop(self.lock()); // who has looked already waits by now
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl Connection {
+    /// Cuts it; nobody uses any of it when this returns.
+    fn close(self, requests: &Requests) {
+        self.link.set();
+        requests.set_requester(None);
+        if let Some(second) = &self.second {
+            second.join();
+        }
+        // The next connection may come to the same address.
+        drop(self.listener);
+    }
+
+    /// What really broke it, if `error` is what was noticed.
+    fn reason(&self, error: Error) -> Error {
+        let cut = error.kind == ErrorKind::Cancelled;
+        match self.second.as_ref().and_then(Second::failure) {
+            Some(theirs) if cut => theirs,
+            _ if cut && self.back.failed() => {
+                Error::new(ErrorKind::Timeout, "the source does not take page requests").within("return-path")
+            }
+            _ if cut => Error::new(ErrorKind::Cancelled, "the connection was ended on request (migrate-pause)"),
+            _ => error,
+        }
+    }
+}
+
+/// Tells a source that has given the machine away that it may have it back.
+fn never_ran(back: &Back) {
+    if let Err(error) = back.say(&ReturnMessage::Shut(NEVER_RAN)) {
+        tracing::warn!(%error, "the source could not be told that the machine never ran here");
+    }
+    back.end();
+}
