@@ -1,5 +1,5 @@
 //! The destination of postcopy against a scripted source: the whole way, every word out of order, every bad page, every cut.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, missing_docs)]
 
 mod scripted;
 
@@ -243,7 +243,9 @@ fn discard(ranges: &[(u64, u64)]) -> Command {
 
 fn in_package(commands: &[Command]) -> Output {
     let mut package = Output::new();
-    commands.iter().for_each(|command| package.command(command));
+    for command in commands {
+        package.command(command);
+    }
     packaged(&package)
 }
 
@@ -270,7 +272,9 @@ fn every_command_out_of_order() {
             if package {
                 stream.put(in_package(&commands).as_slice());
             } else {
-                commands.iter().for_each(|command| stream.command(command));
+                for command in &commands {
+                    stream.command(command);
+                }
             }
         });
         assert_eq!((error.kind, error.offset.is_some()), (ErrorKind::BadCommand, true), "{error}");
@@ -405,6 +409,9 @@ fn a_load_that_waits_for_a_page_can_be_ended() {
 
 // ---- after RUN -------------------------------------------------------------------------------------------------------
 
+/// What is wrong, what the error says of it, and how it is written.
+type Case = (&'static str, &'static str, Box<dyn Fn(&mut Output)>);
+
 #[test]
 fn what_is_wrong_after_run_pauses_and_loses_nothing() {
     let zero_at = |offset: u64| {
@@ -416,7 +423,7 @@ fn what_is_wrong_after_run_pauses_and_loses_nothing() {
             s.footer(2);
         }
     };
-    let cases: Vec<(&str, &str, Box<dyn Fn(&mut Output)>)> = vec![
+    let cases: Vec<Case> = vec![
         ("a page twice", "arrived twice", Box::new(zero_at(0x1000))),
         ("outside", "page at 0x28000 of a block of 0x28000 bytes", Box::new(zero_at(0x28000))),
         ("a discard", "POSTCOPY_RAM_DISCARD is out of order", Box::new(|s| s.command(&discard(&[(0, 4096)])))),
@@ -639,7 +646,9 @@ fn a_cut_at_every_byte() {
 
 fn urgent(pages: &[(String, usize)]) -> Output {
     let mut stream = Output::new();
-    pages.iter().for_each(|(block, page)| record(&mut stream, block, *page, &content(block, *page)));
+    for (block, page) in pages {
+        record(&mut stream, block, *page, &content(block, *page));
+    }
     stream
 }
 
@@ -707,7 +716,8 @@ fn a_second_channel_from_the_start_or_from_the_switch() {
 
 #[test]
 fn a_bad_second_channel_pauses_both() {
-    let bad: [(&str, fn(&mut Output)); 4] = [
+    type Case = (&'static str, fn(&mut Output));
+    let bad: [Case; 4] = [
         ("arrived twice", |s| record(s, "ram", 1, &content("ram", 1))),
         ("which the block list does not have", |s| record(s, "nobody", 1, &content("ram", 1))),
         ("no legal combination", |s| s.be64(0xfff)),
