@@ -433,6 +433,21 @@ class Monitor:
         those that it starts later, mask them."""
     def close(self) -> None: ...
 
+# ---- missing pages without a migration (rust/py/src/faults.rs) ------------------------------------------------------
+
+@final
+class FaultService:
+    """A block whose missing pages are served from a page source, by threads of the core. `qmig_e2k.faults` has the face for users."""
+
+    @staticmethod
+    def arm(block: Block, source: Buffer | int) -> FaultService:
+        """Empty the block and serve it. `source`: a contiguous buffer, or a descriptor (a regular file or a connected stream socket) that is the
+        service's from here on, also if this fails. Raises MigrationError (`invalid-argument`, `not-permitted`, `invalid-state`)."""
+    def stats(self) -> str:
+        """JSON object: `pages`, `received`, `requests`, `outstanding`, `unrecorded`, `error` (text or null), `phases`."""
+    def close(self, fill: bool = True) -> None:
+        """End the service; with `fill` what is missing is fetched before, without it reads zero. Raises what the source failed of (then the block stays armed)."""
+
 # ---- model guest (rust/py/src/guest.rs) -----------------------------------------------------------------------------
 
 @final

@@ -24,9 +24,12 @@ SIZE = 1 << 20
 
 def test_probe_names_every_fact_and_its_remedy() -> None:
     found = probe()
-    assert list(found) == (
-        "userfaultfd missing missing-shmem missing-hugetlb kernel-faults minor poison wp-async pagemap-scan memfd hugetlb thp"
-    ).split()
+    assert (
+        list(found)
+        == (
+            "userfaultfd missing missing-shmem missing-hugetlb kernel-faults minor poison wp-async pagemap-scan memfd hugetlb thp"
+        ).split()
+    )
     for ok, detail, remedy in found.values():
         assert detail
         assert ok == (remedy == "")

@@ -2,6 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::path::PathBuf;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,8 +10,9 @@ use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::types::{PyBytes, PyDict};
 use pyo3::{ffi, prelude::*};
+use qmig_core::postcopy::local::BufferSource;
 use qmig_core::ram::{Backing, Block, BlockOptions};
-use qmig_core::sys::{adopt, probe::Probe};
+use qmig_core::sys::{adopt, guest::GuestMem, probe::Probe};
 use qmig_core::{Error, ErrorKind};
 
 use crate::error::to_py;
@@ -57,6 +59,28 @@ pub struct PyBlock {
     held: Mutex<Option<Held>>,
     /// Views that Python holds; they keep this object alive.
     views: AtomicUsize,
+}
+
+/// Bytes of Python's that the core reads for as long as this lives.
+#[derive(Debug)]
+pub struct Lent(PyUntypedBuffer);
+
+impl Lent {
+    /// The bytes as a page source, which must be gone before this.
+    pub fn source(&self) -> BufferSource {
+        let base = NonNull::new(self.0.buf_ptr().cast()).unwrap_or(NonNull::dangling());
+        // SAFETY: the exporter keeps the memory mapped while the buffer is held; a page source only reads, by raw copies.
+        BufferSource::new(unsafe { GuestMem::new(base, self.0.len_bytes()) })
+    }
+}
+
+/// Takes a contiguous buffer, which may be read-only.
+pub fn lend(source: &Bound<'_, PyAny>) -> PyResult<Lent> {
+    let buffer = PyUntypedBuffer::get(source)?;
+    if !buffer.is_c_contiguous() {
+        return Err(PyBufferError::new_err("a page source must be contiguous"));
+    }
+    Ok(Lent(buffer))
 }
 
 /// Bytes copied at a time between Python's memory and the guest's.

@@ -6,6 +6,7 @@
 mod block;
 mod control;
 mod error;
+mod faults;
 mod guest;
 mod incoming;
 mod monitor;
@@ -27,5 +28,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     outgoing::register(module)?;
     incoming::register(module)?;
     monitor::register(module)?;
+    faults::register(module)?;
     guest::register(module)
 }

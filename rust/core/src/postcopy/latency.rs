@@ -138,15 +138,15 @@ impl Latency {
         self.slots(key).find(|slot| slot.key.load(Ordering::Acquire) == key)
     }
 
-    /// The fault thread, which woke up at `woken`, holds a fault on a page that nobody waited for.
-    pub(super) fn read(&self, block: usize, page: usize, woken: u64) {
+    /// The fault thread, which woke up at `woken`, has held since `held` a fault on a page that nobody waited for.
+    pub(super) fn read(&self, block: usize, page: usize, woken: u64, held: u64) {
         let key = key(block, page);
         let Some(slot) = self.slots(key).find(|slot| slot.key.load(Ordering::Acquire) == 0) else {
             self.unrecorded.fetch_add(1, Ordering::Relaxed);
             return;
         };
         slot.woken.store(woken, Ordering::Relaxed);
-        slot.read.store(self.now(), Ordering::Relaxed);
+        slot.read.store(held, Ordering::Relaxed);
         slot.requested.store(0, Ordering::Relaxed);
         slot.key.store(key, Ordering::Release);
     }
@@ -180,14 +180,13 @@ impl Latency {
         }
     }
 
-    /// A thread waits for a page.
-    pub(super) fn blocked(&self, thread: u32, block: usize, page: usize) {
+    /// A thread waits for a page since `now`, or a little before.
+    pub(super) fn blocked(&self, thread: u32, block: usize, page: usize, now: u64) {
         let free = |slot: &&Thread| {
             let id = slot.id.load(Ordering::Relaxed);
             id == thread || (id == 0 && slot.id.compare_exchange(0, thread, Ordering::Relaxed, Ordering::Relaxed).is_ok())
         };
         let Some(slot) = self.threads.iter().find(free).filter(|_| thread != 0) else { return };
-        let now = self.now();
         // A thread that faults again on a page that was taken away, or that we have not let go yet, waits once.
         slot.since.store(now, Ordering::Relaxed);
         if slot.key.swap(key(block, page), Ordering::AcqRel) == 0 && self.stopped.fetch_add(1, Ordering::AcqRel) + 1 == self.cpus() {
@@ -244,6 +243,30 @@ impl Latency {
                 "max_ns": seen.max, "mean_ns": seen.mean(), "buckets": buckets,
             })
         })
+    }
+
+    /// What the record of one fault costs, in nanoseconds: the median of many short rounds. For benchmarks.
+    pub fn cost() -> f64 {
+        const FAULTS: u32 = 1000;
+        let latency = Self::new();
+        let mut rounds: Vec<f64> = (0..201)
+            .map(|round: u32| {
+                let started = Instant::now();
+                for fault in 0..FAULTS {
+                    // Pages far apart, as faults are; the calls are those of the fault thread and the placer, in their order.
+                    let page = (round * FAULTS + fault).wrapping_mul(0x9e37_79b9) as usize >> 8;
+                    let (woken, held) = (latency.now(), latency.now());
+                    latency.blocked(1, 0, page, held);
+                    latency.read(0, page, woken, held);
+                    latency.requested(0, page);
+                    let first = latency.now();
+                    latency.placed(0, page, Some(first));
+                }
+                started.elapsed().as_secs_f64() * 1e9 / f64::from(FAULTS)
+            })
+            .collect();
+        rounds.sort_unstable_by(f64::total_cmp);
+        rounds[rounds.len() / 2]
     }
 
     /// Faults whose page came but for which there was no slot.

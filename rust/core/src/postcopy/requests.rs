@@ -91,12 +91,13 @@ impl Requests {
         if self.memory.is_received(block, offset) {
             return Ok(self.memory.satisfy(block, offset));
         }
-        self.latency.blocked(fault.thread, block, page);
+        let held = self.latency.now();
+        self.latency.blocked(fault.thread, block, page, held);
         // Whoever places a page clears its bit first and looks for waiting threads then.
         if !self.mark(block, page) {
             return Ok(true);
         }
-        self.latency.read(block, page, woken);
+        self.latency.read(block, page, woken, held);
         // Whoever places it from now on sees the bit; what was placed before was seen by the kernel, which let the thread go.
         if self.memory.is_received(block, offset) {
             self.finish(block, page, None);
@@ -156,8 +157,9 @@ impl Requests {
 
     fn finish(&self, block: usize, page: usize, first: Option<u64>) {
         if self.asked[block].test_and_clear(page) {
-            self.outstanding.fetch_sub(1, Ordering::SeqCst);
             self.latency.placed(block, page, first);
+            // Last: who sees none outstanding sees them all recorded.
+            self.outstanding.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }

@@ -278,7 +278,7 @@ fn the_record_adds_up() {
 fn more_faults_than_slots_are_counted() {
     let latency = Latency::new();
     for page in 0..5000 {
-        latency.read(0, page, 0);
+        latency.read(0, page, 0, 0);
     }
     let lost = latency.unrecorded();
     assert!((5000 - 1024..5000).contains(&(lost as usize)), "{lost}");
@@ -288,7 +288,7 @@ fn more_faults_than_slots_are_counted() {
     }
     assert_eq!(latency.summary()["total"]["count"], 5000 - lost);
     // And all slots are free again.
-    latency.read(1, 1, 0);
+    latency.read(1, 1, 0, 0);
     assert_eq!(latency.unrecorded(), lost);
 }
 
@@ -297,9 +297,9 @@ fn standing_still_together() {
     let latency = Latency::new();
     latency.set_cpus(2);
     let spin = |until: u64| while latency.now() < until {};
-    latency.blocked(7, 0, 1);
+    latency.blocked(7, 0, 1, latency.now());
     spin(latency.now() + 1_000_000);
-    latency.blocked(8, 0, 2);
+    latency.blocked(8, 0, 2, latency.now());
     let both = latency.now();
     spin(both + 1_000_000);
     latency.placed(0, 1, None);
@@ -309,7 +309,7 @@ fn standing_still_together() {
     let [(7, first), (8, second)] = threads[..] else { panic!("{threads:?}") };
     assert!(all >= 1_000_000 && all + 1_000_000 <= first && all + 1_000_000 <= second, "{all} {first} {second}");
     // Unknown threads (a kernel without their numbers) are left out.
-    latency.blocked(0, 0, 3);
+    latency.blocked(0, 0, 3, latency.now());
     latency.placed(0, 3, None);
     assert_eq!(latency.blocktime().1.len(), 2);
 }
