@@ -9,10 +9,8 @@ stream that ends, is left to the fields themselves, one by one, which do it or s
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,6 +18,7 @@ import numpy as np
 
 from qmig_e2k.errors import StreamError
 from qmig_e2k.vmstate.json import ConstantList, ConstantObject
+from qmig_e2k.vmstate.mapped import is_mapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -124,7 +123,7 @@ class Run:
     def _values(self, obj: Any) -> tuple[Any, ...]:
         if type(obj) is dict:
             return self._items(obj)
-        if _is_mapping(obj.__class__):
+        if is_mapping(obj.__class__):
             raise TypeError("left to the fields")
         return self._attributes(obj)
 
@@ -203,12 +202,6 @@ def steps(rows: Sequence[Row], version: int) -> tuple[Run | Row, ...]:
             names.add(field.attribute)
     close()
     return tuple(made)
-
-
-@lru_cache
-def _is_mapping(kind: type) -> bool:
-    """What `isinstance` would say, at a fraction of its price."""
-    return issubclass(kind, Mapping)
 
 
 def _getter(make: Callable[..., Any], names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
