@@ -282,6 +282,22 @@ def test_refused_values_leave_no_trace(make: Callable[..., Any], at: int, value:
     assert got[1] == before
 
 
+def test_a_setter_that_refuses_in_the_middle() -> None:
+    class Careful(SimpleNamespace):
+        @property
+        def second(self) -> int:
+            return 2
+
+        @second.setter
+        def second(self, value: int) -> None:
+            raise ValueError(f"{value} is not what I want")
+
+    device = VMStateDescription("dev", fields=[uint8("first"), uint8("second"), uint8("third")])
+    obj = Careful(first=1, third=3)
+    assert loaded(device, obj, bytes(3))[0] == ("device-state", "dev/second", 1001, "0 is not what I want")
+    assert vars(obj) == {"first": 1, "third": 3}
+
+
 def test_members_that_are_missing() -> None:
     assert saved(DEVICE, {}) == saved(ONE_BY_ONE, {})
     assert saved(DEVICE, SimpleNamespace()) == saved(ONE_BY_ONE, SimpleNamespace())
