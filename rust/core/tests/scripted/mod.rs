@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -220,8 +220,11 @@ fn load(incoming: &Incoming, blocks: &[Arc<Block>], manner: Manner) -> Result<bo
 pub struct Path(PathBuf);
 
 impl Path {
+    /// Never the same twice.
     pub fn new(name: &str) -> Self {
-        Self(std::env::temp_dir().join(format!("qmig-{}-{name}", std::process::id())))
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        Self(std::env::temp_dir().join(format!("qmig-{}-{number}-{name}", std::process::id())))
     }
 
     pub fn uri(&self) -> Uri {
