@@ -44,12 +44,11 @@ impl FaultService {
     #[staticmethod]
     fn arm(py: Python<'_>, block: &PyBlock, source: &Bound<'_, PyAny>) -> PyResult<Self> {
         let block = block.core()?;
-        let (source, lent) = match source.extract::<RawFd>() {
-            Ok(number) => (descriptor(number)?, None),
-            Err(_) => {
-                let lent = lend(source)?;
-                (Source::Pages(Box::new(lent.source())), Some(lent))
-            }
+        let (source, lent) = if let Ok(number) = source.extract::<RawFd>() {
+            (descriptor(number)?, None)
+        } else {
+            let lent = lend(source)?;
+            (Source::Pages(Box::new(lent.source())), Some(lent))
         };
         let service = py.detach(|| Service::arm(&block, source)).map_err(|e| to_py(&e))?;
         Ok(Self { service, lent: Mutex::new(lent) })

@@ -29,7 +29,13 @@ impl Faults {
         let stop = Cancel::new()?;
         let thread = {
             let stop = stop.clone();
-            let work = move || serve(&requests, &stop);
+            let work = move || {
+                let ended = serve(&requests, &stop);
+                if let Err(error) = &ended {
+                    tracing::error!(%error, "the fault thread ends: whoever touches a missing page from now on waits for ever");
+                }
+                ended
+            };
             std::thread::Builder::new().name("qmig-faults".into()).spawn(work).map_err(|e| Error::io("starting the fault thread", e))?
         };
         Ok(Self { stop, thread: Mutex::new(Some(thread)) })

@@ -216,7 +216,7 @@ impl Memory {
         for (index, region) in self.regions.iter().enumerate() {
             let (address, len) = (region.block.address(), region.block.pages() * TARGET_PAGE);
             // A huge page would bring in the neighbours of a page, as zeros.
-            region.block.memory().ask_huge(false);
+            region.block.memory().suspend_huge();
             watch.uffd.register(address, len, Modes::MISSING).map_err(|errno| {
                 let text = format!("block {:?}: missing pages cannot be watched: {errno}", region.block.name());
                 Error::new(ErrorKind::NotPermitted, text)
@@ -249,8 +249,8 @@ impl Memory {
     /// Stops watching. Threads that wait go on, and find zeros where nothing was placed: only when everything was received, or when
     /// the machine cannot run any more. Idempotent.
     pub fn disarm(&self) {
-        if let Some(watch) = self.watch.get() {
-            watch.off();
+        if self.watch.get().is_some_and(Watch::off) {
+            self.regions.iter().for_each(|region| region.block.memory().resume_huge());
         }
     }
 
@@ -434,14 +434,23 @@ impl Region {
 }
 
 impl Watch {
-    fn off(&self) {
-        if self.on.swap(false, Ordering::AcqRel) {
-            for (range, _) in &self.ranges {
-                // Refused only for memory that its owner has unmapped: then nobody waits there.
-                let _ = self.uffd.unregister(range.start, range.len());
-            }
-            self.leases.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    /// False if it was off.
+    fn off(&self) -> bool {
+        if !self.on.swap(false, Ordering::AcqRel) {
+            return false;
         }
+        for (range, _) in &self.ranges {
+            // Refused only for memory that its owner has unmapped: then nobody waits there.
+            let _ = self.uffd.unregister(range.start, range.len());
+        }
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        true
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.disarm();
     }
 }
 

@@ -65,6 +65,8 @@ pub struct Mapping {
     /// The file under a shared map, where it is known.
     under: Option<Under>,
     owner: Owner,
+    /// Transparent huge pages were asked for when it was made.
+    thp: bool,
 }
 
 // SAFETY: the map belongs to the process, not to a thread; access is by raw copies only.
@@ -81,8 +83,7 @@ impl Mapping {
     /// Private anonymous memory. `thp`: ask for transparent huge pages (else refuse them).
     pub fn anon(len: usize, thp: bool) -> Result<Self> {
         let made = Self::place(len, PAGE, Nature::Private, None, MapFlags::PRIVATE | MapFlags::NORESERVE)?;
-        made.ask_huge(thp);
-        Ok(made)
+        Ok(made.with_huge(thp))
     }
 
     /// Shared memory in a file without a name.
@@ -91,8 +92,7 @@ impl Mapping {
         let fd = rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC).map_err(say)?;
         rustix::fs::ftruncate(&fd, len as u64).map_err(say)?;
         let made = Self::place(len, PAGE, Nature::Shmem, Some(Under { fd, offset: 0 }), MapFlags::SHARED | MapFlags::NORESERVE)?;
-        made.ask_huge(thp);
-        Ok(made)
+        Ok(made.with_huge(thp))
     }
 
     /// A shared map of the file at `path`, which is created or extended to `len`; what it holds is kept.
@@ -168,7 +168,7 @@ impl Mapping {
         unmap(hold, head);
         unmap(tail, span - head - len.next_multiple_of(PAGE));
         let base = NonNull::new(base).ok_or_else(|| refused(Errno::FAULT))?;
-        let made = Self { base, len, page_size, nature, under, owner: Owner::Us };
+        let made = Self { base, len, page_size, nature, under, owner: Owner::Us, thp: false };
         // A kernel without this advice only loses the protection against forks.
         let _ = made.advise(0, len, Advice::LinuxDontFork);
         Ok(made)
@@ -180,13 +180,30 @@ impl Mapping {
     /// It is mapped as said, readable and writable, until this is dropped, and no Rust reference to it exists.
     pub(super) unsafe fn foreign(base: *mut u8, len: usize, page_size: usize, nature: Nature, under: Option<Under>) -> Result<Self> {
         let base = NonNull::new(base).ok_or_else(|| Error::new(ErrorKind::BadBlock, "no memory is mapped at address 0"))?;
-        Ok(Self { base, len, page_size, nature, under, owner: Owner::Caller })
+        Ok(Self { base, len, page_size, nature, under, owner: Owner::Caller, thp: false })
     }
 
-    /// Asks for transparent huge pages, or refuses them.
-    pub(crate) fn ask_huge(&self, thp: bool) {
+    fn with_huge(mut self, thp: bool) -> Self {
+        self.thp = thp;
+        self.ask_huge(thp);
+        self
+    }
+
+    fn ask_huge(&self, thp: bool) {
         // Refused by kernels built without huge pages: then there is nothing to ask for.
         let _ = self.advise(0, self.len, if thp { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage });
+    }
+
+    /// No transparent huge pages for now: they bring in the neighbours of a page.
+    pub(crate) fn suspend_huge(&self) {
+        self.ask_huge(false);
+    }
+
+    /// What was asked for when it was made counts again. The caller's memory is left without.
+    pub(crate) fn resume_huge(&self) {
+        if self.thp {
+            self.ask_huge(true);
+        }
     }
 
     /// Gives up the file under the map, so that it does not tell what exists any more.

@@ -195,3 +195,30 @@ fn the_kernel_waits_as_well() {
     wait(&in_there).unwrap();
     assert_eq!(bytes(&block, PAGE, 1), [3]);
 }
+
+/// The `VmFlags` of the map that holds an address.
+fn flags(address: usize) -> String {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut inside = false;
+    for line in smaps.lines() {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        if let Some((Ok(start), Ok(end))) = range.map(|(a, b)| (usize::from_str_radix(a, 16), usize::from_str_radix(b, 16))) {
+            inside = (start..end).contains(&address);
+        } else if let (true, Some(flags)) = (inside, line.strip_prefix("VmFlags:")) {
+            return format!("{flags} ");
+        }
+    }
+    panic!("{address:#x} is not mapped");
+}
+
+#[test]
+fn huge_pages_pause_meanwhile() {
+    for (thp, after) in [(true, " hg "), (false, " nh ")] {
+        let block = block("ram", 2 * HUGE, Backing::Anon, thp);
+        let memory = Memory::new(std::slice::from_ref(&block)).unwrap();
+        memory.arm().unwrap();
+        assert!(flags(block.address()).contains(" nh ") && flags(block.address()).contains(" um "), "{}", flags(block.address()));
+        drop(memory);
+        assert!(flags(block.address()).contains(after) && !flags(block.address()).contains(" um "), "{}", flags(block.address()));
+    }
+}
