@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -11,7 +12,6 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from interop.qemu_peer import QemuPeer
     from peer import ServePeer
@@ -87,10 +87,41 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServePeer]]:
 def shm_path() -> Iterator[Path]:
     """A path on tmpfs where no file is yet; the test's end removes what was made there."""
     import tempfile
-    from pathlib import Path
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         yield Path(directory) / "ram"
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[Callable[[int], None]]:
+    """`huge_pages(size)` sees to it that `size` bytes of free huge pages (2 MiB) are there, for the time of the test.
+
+    Where they cannot be had the test is skipped, or fails if QMIG_REQUIRE_HUGE_PAGES=1 wants them.
+    """
+    setting, added = Path("/proc/sys/vm/nr_hugepages"), 0
+
+    def free() -> int:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("HugePages_Free:"))
+
+    def reserve(size: int) -> None:
+        nonlocal added
+        wanted = size >> 21
+        try:
+            before = int(setting.read_text())
+            setting.write_text(str(before + wanted))
+            added = int(setting.read_text()) - before
+        except PermissionError:
+            pass
+        if free() < wanted:
+            words = f"{wanted} free pages of 2 MiB are needed: as root, sysctl vm.nr_hugepages={wanted}"
+            if os.environ.get("QMIG_REQUIRE_HUGE_PAGES") == "1":
+                pytest.fail(words)
+            pytest.skip(words)
+
+    yield reserve
+    if added:
+        setting.write_text(str(max(int(setting.read_text()) - added, 0)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

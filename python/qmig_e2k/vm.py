@@ -94,6 +94,7 @@ class Vm:
             uuid=uuid,
             settings=settings or Settings(profile=_profile(format)),
             running=running,
+            cpus=cpus,
         )
         self._hardware = hardware
         self._emulator = emulator
@@ -334,9 +335,10 @@ class Vm:
         return bound
 
     def close(self) -> None:
-        """End migrations (a cancelled one leaves the machine running here) and QMP service.
+        """End migrations and QMP service. Idempotent, from any thread.
 
-        Idempotent, from any thread.
+        A cancelled migration leaves the machine running here. A postcopy under way is waited for at the source, as long
+        as it has a connection; at the destination it is given up, with the guest stopped.
         """
         self.machine.close()
 

@@ -274,7 +274,7 @@ CASES = {
     ),
     "a return path where none can be": (insert("start", b"\x08\0\x01\0\0"), "bad-command", "start", 0, ""),
     "a command of another feature": (insert("start", b"\x08\0\x08\0\0"), "unsupported", "start", 0, ""),
-    "a package of 4 GiB": (insert("timer", b"\x08\0\x07\0\x04" + u32(0xFFFFFFFF)), "unsupported", "timer", 0, ""),
+    "a package of 4 GiB": (insert("timer", b"\x08\0\x07\0\x04" + u32(0xFFFFFFFF)), "bad-command", "timer", 0, ""),
     # sections
     "unknown section": (put("timer", b"timer", b"tamer"), "unknown-section", "timer", 0, "tamer/0"),
     "a section's name of 255 bytes": (

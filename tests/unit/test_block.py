@@ -27,7 +27,8 @@ def test_probe_names_every_fact_and_its_remedy() -> None:
     assert (
         list(found)
         == (
-            "userfaultfd missing missing-shmem missing-hugetlb kernel-faults minor poison wp-async pagemap-scan memfd hugetlb thp"
+            "userfaultfd missing missing-shmem missing-hugetlb kernel-faults minor poison wp-async pagemap-scan memfd "
+            "hugetlb thp"
         ).split()
     )
     for ok, detail, remedy in found.values():

@@ -3,12 +3,12 @@
 import asyncio
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Self
 
-from qmig_e2k._core import Control
+from qmig_e2k._core import Control, Incoming
 from qmig_e2k.errors import migration_error
 from qmig_e2k.migration.blockers import POSTCOPY
 from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
@@ -97,13 +97,12 @@ class Arrival(Handle):
 
     Attributes:
         addresses: where it listens, or listened last, in the form of query-migrate's `socket-address`.
-        cut: closes listener and channel, whatever is lost by that.
     """
 
-    def __init__(self, control: Control, uri: str, addresses: list[dict[str, Any]], cut: Callable[[], None]) -> None:
+    def __init__(self, control: Control, uri: str, addresses: list[dict[str, Any]], source: Incoming) -> None:
         super().__init__(control, uri)
         self.addresses = addresses
-        self.cut = cut
+        self._source = source
 
     @property
     def status(self) -> str:
@@ -117,8 +116,13 @@ class Arrival(Handle):
         """
         if self.done() or self.status in POSTCOPY:
             return False
-        self.cut()
+        self._source.close()
         return True
+
+    def abandon(self) -> None:
+        """End it whatever is lost by that: a machine that runs without all of its memory is worth nothing then."""
+        self._source.abandon()
+        self._source.close()
 
     def recover(self, uri: str, *, fd: int | None = None) -> None:
         """Listen at `uri` for the source, which recovers as well; `addresses` then says where.

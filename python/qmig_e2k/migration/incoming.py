@@ -1,9 +1,8 @@
 """The destination of a migration: the listener, and the thread that drives the core's `Incoming` to the end.
 
 The core places RAM and answers commands; this thread resets the machine, hands each device section to its handler, and
-decides at the end whether
-the machine runs (spec/control-plane 8.3). A load that fails leaves the process usable: run state `inmigrate`, and
-another attempt is accepted.
+decides at the end whether the machine runs (spec/control-plane 8.3); in postcopy it waits for the memory after that. A
+load that fails leaves the process usable: run state `inmigrate`, and another attempt is accepted.
 """
 
 import json
@@ -37,7 +36,7 @@ def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
 
     Raises:
         MigrationError: `listen`, `bad-uri` and the like if listening failed; `invalid-state` if the machine has run or
-            another attempt is under way.
+            another attempt is under way; `not-permitted`: the capability `postcopy-ram` is on, but cannot work here.
     """
     control, profile = machine.control, machine.settings.profile
     if fd is None:
@@ -46,18 +45,23 @@ def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
         refuse_unwanted(uri, fd)
         machine.expect_incoming()
         machine.check_postcopy()
-        source = Incoming(
-            control,
-            machine.blocks,
-            configuration=profile.configuration,
-            footers=profile.footers,
-            description=profile.description,
-        )
         control.begin_incoming()
+        try:
+            source = Incoming(
+                control,
+                machine.blocks,
+                configuration=profile.configuration,
+                footers=profile.footers,
+                description=profile.description,
+                cpus=machine.cpus,
+            )
+        except BaseException as error:
+            control.fail_incoming(str(error))
+            raise
     try:
         addresses = source.listen(uri, fd)
         control.set_socket_addresses(addresses)
-        arrival = Arrival(control, uri, json.loads(addresses), source.close)
+        arrival = Arrival(control, uri, json.loads(addresses), source)
         threading.Thread(target=_Destination(machine, source, arrival).run, name="incoming").start()
     except BaseException as error:
         source.close()
@@ -81,8 +85,13 @@ class _Destination:
         try:
             self._source.accept()
             self._control.set_incoming_status("none", "active")
-            self._load()
-            self._arrive()
+            if self._load():
+                self._arrive(postcopy=True)
+                self._wait()
+            else:
+                self._arrive(postcopy=False)
+                self._control.set_incoming_status("active", "completed")
+                self._answer(0)
         except BaseException as error:  # noqa: BLE001  the handle raises it to whoever waits
             failure = as_migration_error(error)
             level = logging.INFO if failure.kind == "cancelled" else logging.WARNING  # `quit`, or what was asked for
@@ -90,15 +99,16 @@ class _Destination:
             # in this order: as soon as the status is final, another attempt may listen at the same address
             self._answer(1)
             self._control.fail_incoming(str(failure))
-        else:
-            self._answer(0)
         self._arrival.finish(failure)
 
-    def _load(self) -> None:
-        """Read everything.
+    def _load(self) -> bool:
+        """Read everything, or up to where postcopy lets the machine run: then True.
 
         Without the machine lock, which commands would then wait for as long as the source likes: the status keeps them
         from the devices. A reset that began before the status changed ends before this one's.
+
+        In postcopy the devices are loaded while memory arrives. A handler that touches a missing page stops here with
+        the interpreter's lock held, and goes on when the core, which needs none, has fetched it.
         """
         machine = self._machine
         unmigratable = machine.registry.unmigratable()
@@ -107,7 +117,7 @@ class _Destination:
         machine.reset_devices()
         loading = Loading(machine.registry)
         begun = 0
-        while (event := self._source.next()).type != "eof":
+        while (event := self._source.next()).type not in ("eof", "run"):
             if event.type == "configuration":
                 self._compare(event)
             elif event.type == "fence":
@@ -120,6 +130,7 @@ class _Destination:
         self._check_complete(loading)
         if begun:
             self._control.note_time("load", (time.perf_counter_ns() - begun) // 1000)
+        return event.type == "run"
 
     def _compare(self, event: SectionEvent) -> None:
         check_configuration(
@@ -138,12 +149,24 @@ class _Destination:
         if state in _NO_ARRIVAL:
             raise stream_error("device-state", f"a machine cannot arrive in run state {state!r}", path="globalstate/0")
 
-    def _arrive(self) -> None:
+    def _arrive(self, *, postcopy: bool) -> None:
+        machine = self._machine
+        state = machine.global_state.received
+        if postcopy and not machine.settings.parameters["x-postcopy-keep-runstate"]:
+            state = None  # as QEMU: whatever it was, it runs, unless it shall not start here (spec/control-plane 8.3)
         begun = time.perf_counter_ns()
-        self._machine.arrive(self._machine.global_state.received)
+        machine.arrive(state)
         self._control.note_time("start", (time.perf_counter_ns() - begun) // 1000)
         self._control.set_socket_addresses(None)
-        self._control.set_incoming_status("active", "completed")
+
+    def _wait(self) -> None:
+        """Wait for the memory; the core says the last word to the source, and `completed`."""
+        try:
+            self._source.wait()
+        except BaseException:
+            self._machine.give_up()  # nobody waits for a page any more
+            raise
+        self._source.close()
 
     def _answer(self, status: int) -> None:
         """Tell the source, if there is one to tell; it may well be gone."""

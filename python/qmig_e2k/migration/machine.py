@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from qmig_e2k._core import Block, Control, check_postcopy
 from qmig_e2k.errors import MigrationError, migration_error
-from qmig_e2k.migration.blockers import RUNNING, Blockers
+from qmig_e2k.migration.blockers import POSTCOPY, RUNNING, Blockers
 from qmig_e2k.migration.settings import Settings
 from qmig_e2k.savevm import Configuration, GlobalState, Registry, VirtualClock
 
@@ -73,6 +73,7 @@ class Machine:
         name: machine type name on the wire.
         label: the name given by `-name`, or None.
         uuid: the machine's UUID, or None.
+        cpus: number of vCPUs; 0: not known.
         dirty_log: `explicit` if whoever writes RAM says so by mark_dirty; `auto`: each block's own.
         autostart: the machine runs after an incoming migration (`-S` and `stop` clear it, `cont` sets it).
         blocks: RAM in order of registration.
@@ -96,8 +97,10 @@ class Machine:
         uuid: UUID | None = None,
         settings: Settings | None = None,
         running: bool = False,
+        cpus: int = 0,
     ) -> None:
         self.name = name
+        self.cpus = cpus
         self.label = label
         self.uuid = uuid
         self.settings = settings or Settings()
@@ -378,21 +381,40 @@ class Machine:
     def abandon(self) -> None:
         """End what is under way, as far as it can be ended; does not wait.
 
-        A postcopy that sends goes on: the destination needs the memory. One without a connection can only be given up.
+        A postcopy that sends goes on, for the destination needs the memory. One without a connection is given up, and
+        so is one that receives: nothing of the machine is left then.
         """
         self.control.cancel()
         if self.control.outgoing_status == "postcopy-paused":
             self.control.fail_outgoing("the machine was closed while the destination still needed its memory")
         if self.arrival is not None:
-            self.arrival.cut()
+            if self.control.incoming_status in POSTCOPY and self.running:
+                self._halt_incomplete()
+            self.arrival.abandon()
+
+    def _halt_incomplete(self) -> None:
+        """Stop a guest whose memory is not going to be complete, or tell it to stop if it waits for a page just now."""
+        stopping = threading.Thread(target=self.give_up, name="stop")
+        stopping.start()
+        stopping.join(_STOP_PATIENCE)
+
+    def give_up(self) -> None:
+        """Stop a guest that can never run again: its memory is incomplete."""
+        try:
+            self.stop("internal-error")
+        except MigrationError:
+            log.exception("a guest with incomplete memory could not be stopped")
 
     def close(self) -> None:
-        """End migrations and QMP service, and wait for their threads. Idempotent, from any thread."""
+        """End migrations and QMP service, and wait for their threads. Idempotent, from any thread.
+
+        A guest that runs here while postcopy still brings its memory is stopped for good.
+        """
         self.abandon()  # first: a command may be waiting for the end of a switchover
         while self.servers:
             self.servers.pop().close()
+        self.abandon()  # what a last command began
         for handle in (self.departure, self.arrival):
-            self.abandon()  # what a last command began
             while handle is not None and not handle.ended(_CLOSE_POLL):
                 self.abandon()  # a connection that is lost now is not found again
 
@@ -429,3 +451,5 @@ def _chunks(parts: list[tuple[Block, int, int]]) -> Iterator[bytes]:
 _CHUNK = 1 << 20
 _CLOSE_POLL = 0.05
 """Seconds between looks for a lost connection while a closed machine sends its last memory."""
+_STOP_PATIENCE = 0.2
+"""Seconds after which an emulator that has not stopped is taken to wait for a page."""

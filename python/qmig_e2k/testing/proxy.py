@@ -1,10 +1,12 @@
-"""A relay between source and destination that cuts the wire after a given number of bytes, or stops reading."""
+"""A relay between source and destination that cuts the wire after a given number of bytes, stops reading, or delays."""
 
 from __future__ import annotations
 
 import contextlib
+import queue
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ class Proxy:
         cut_forward: bytes from the source that arrive before the wire is cut; None: all.
         cut_back: the same for bytes from the destination.
         stall: instead of cutting, hold the bytes back until `release`.
+        delay: seconds that every byte takes longer, in either direction; bytes follow each other as closely as before.
 
     Attributes:
         forwarded: bytes passed towards the destination.
@@ -32,9 +35,16 @@ class Proxy:
     """
 
     def __init__(
-        self, port: int, *, cut_forward: int | None = None, cut_back: int | None = None, stall: bool = False
+        self,
+        port: int,
+        *,
+        cut_forward: int | None = None,
+        cut_back: int | None = None,
+        stall: bool = False,
+        delay: float = 0.0,
     ) -> None:
         self._target = port
+        self._delay = delay
         self._limits = (cut_forward, cut_back)
         self._stall = stall
         self._released = threading.Event()
@@ -109,8 +119,9 @@ class Proxy:
         self, source: socket.socket, target: socket.socket, limit: int | None, count: Callable[[int], None]
     ) -> None:
         left = limit
+        receive = self._late(source) if self._delay else source.recv
         with contextlib.suppress(OSError):
-            while data := source.recv(_CHUNK if left is None else min(_CHUNK, left + 1)):
+            while data := receive(_CHUNK if left is None else min(_CHUNK, left + 1)):
                 if left is not None and len(data) > left:
                     target.sendall(data[:left])
                     count(left)
@@ -125,3 +136,26 @@ class Proxy:
                 if left is not None:
                     left -= len(data)
             target.shutdown(socket.SHUT_WR)
+
+    def _late(self, source: socket.socket) -> Callable[[int], bytes]:
+        """Receives from `source`, each piece `delay` after it came."""
+        waiting: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+
+        def read() -> None:
+            data = b"more"
+            while data:
+                try:
+                    data = source.recv(_CHUNK)
+                except OSError:
+                    data = b""
+                waiting.put((time.monotonic() + self._delay, data))
+
+        def receive(_: int) -> bytes:
+            due, data = waiting.get()
+            time.sleep(max(due - time.monotonic(), 0.0))
+            return data
+
+        reader = threading.Thread(target=read, name="proxy")
+        self._threads.append(reader)
+        reader.start()
+        return receive

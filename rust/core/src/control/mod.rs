@@ -330,7 +330,7 @@ impl Control {
         if let Some(times) = self.downtime.to_json() {
             answer.insert("x-downtime".into(), times);
         }
-        if answer.contains_key("ram") {
+        if ["ram", "x-fault-latency"].iter().any(|member| answer.contains_key(*member)) {
             answer.insert("x-commands-waited".into(), self.commands_waited.get().into());
         }
         Value::Object(answer)

@@ -94,6 +94,11 @@ impl Status {
         matches!(self, Self::PostcopyActive | Self::PostcopyRecover)
     }
 
+    /// The destination runs, or is about to, and memory is missing there.
+    pub const fn in_postcopy(self) -> bool {
+        matches!(self, Self::PostcopyActive | Self::PostcopyPaused | Self::PostcopyRecover)
+    }
+
     /// A cancel may still be asked for (7.2: every running state but `colo`; `cancelling` is on its way already).
     pub const fn is_cancellable(self) -> bool {
         !self.is_final() && !matches!(self, Self::None | Self::Cancelling | Self::Colo)

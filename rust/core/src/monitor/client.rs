@@ -5,6 +5,7 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
@@ -33,6 +34,14 @@ pub(super) enum Work {
     Run { request: Request, fd: Option<OwnedFd> },
 }
 
+/// A command that was handed to Python.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outstanding {
+    pub(super) since: Instant,
+    /// It has waited so long that it was counted.
+    pub(super) counted: bool,
+}
+
 /// How far a connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
@@ -51,7 +60,7 @@ pub(super) struct Client {
     pub(super) socket: Arc<OwnedFd>,
     pub(super) mode: Mode,
     /// A command that Python answers is on its way.
-    pub(super) outstanding: bool,
+    pub(super) outstanding: Option<Outstanding>,
     /// To be closed; nothing more is done for it.
     pub(super) dead: bool,
     /// Descriptors stored by `getfd`.
@@ -72,7 +81,7 @@ impl Client {
             id,
             socket: Arc::new(socket),
             mode: Mode::Negotiation,
-            outstanding: false,
+            outstanding: None,
             dead: false,
             names: BTreeMap::new(),
             received: VecDeque::new(),
@@ -87,7 +96,7 @@ impl Client {
 
     /// Nothing more is taken from this client for now.
     fn full(&self) -> bool {
-        self.waiting.len() + usize::from(self.outstanding) >= QUEUE_LIMIT || self.output.len() - self.sent > OUTPUT_BACKLOG
+        self.waiting.len() + usize::from(self.outstanding.is_some()) >= QUEUE_LIMIT || self.output.len() - self.sent > OUTPUT_BACKLOG
     }
 
     /// There is input at hand and room for more commands.
@@ -145,7 +154,7 @@ impl Client {
             if self.dead {
                 return None;
             }
-            if !self.outstanding
+            if self.outstanding.is_none()
                 && let Some(work) = self.waiting.pop_front()
             {
                 return Some(work);

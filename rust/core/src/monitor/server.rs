@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::Core;
 use super::address::Bound;
-use super::client::{Client, Mode, Work};
+use super::client::{Client, Mode, Outstanding, Work};
 use super::commands::Facts;
 use super::request::{Answer, Arguments, QmpError, line};
 use crate::control::{Event, Subscription};
@@ -24,6 +24,9 @@ use crate::{Error, Result};
 pub const CLIENT_LIMIT: usize = 64;
 /// Pause after a failed accept (no descriptors left), so that the loop does not spin.
 const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// An ordinary command that takes longer while memory is missing is taken to wait behind a fault, and counted.
+const WAITS: Duration = Duration::from_millis(100);
 
 /// Ends a poll from any thread.
 #[derive(Debug, Clone)]
@@ -79,7 +82,7 @@ impl Listener {
         let mut state = self.lock();
         state.pump();
         if let Some(client) = state.find(client) {
-            client.outstanding = false;
+            client.outstanding = None;
             client.answer(answer, id);
             drop(state);
             self.wake.wake();
@@ -99,7 +102,8 @@ impl Listener {
             let mut polled = vec![PollFd::new(&self.wake.0, PollFlags::IN)];
             polled.push(PollFd::new(&bound.socket, if accept_failed { PollFlags::empty() } else { PollFlags::IN }));
             polled.extend(sockets.iter().map(|(_, socket, interest)| PollFd::from_borrowed_fd(socket.as_fd(), *interest)));
-            match poll(&mut polled, accept_failed.then_some(&ACCEPT_PAUSE)) {
+            let pause = if accept_failed { Some(ACCEPT_PAUSE) } else { self.count_waiting() };
+            match poll(&mut polled, pause.as_ref()) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => {
@@ -127,6 +131,24 @@ impl Listener {
         // The answer to `quit` and the last events, as far as the sockets take them.
         self.turn();
         self.lock().clients.clear();
+    }
+
+    /// Counts the commands that wait behind a fault; says when to look again.
+    fn count_waiting(&self) -> Option<Timespec> {
+        if !self.core.control.incoming_status().in_postcopy() {
+            return None;
+        }
+        let mut next = None;
+        for waiting in self.lock().clients.iter_mut().filter_map(|client| client.outstanding.as_mut()).filter(|waiting| !waiting.counted) {
+            let left = WAITS.saturating_sub(waiting.since.elapsed());
+            if left.is_zero() {
+                waiting.counted = true;
+                self.core.control.commands_waited.add(1);
+            } else {
+                next = Some(next.map_or(left, |next: Duration| next.min(left)));
+            }
+        }
+        next.and_then(|left| left.try_into().ok())
     }
 
     /// Does everything that can be done now; says what to wait for.
@@ -172,7 +194,7 @@ impl Listener {
         } else if Facts::answers(name) {
             self.core.facts.run(&self.core.control, client, name, Arguments(request.arguments), fd)
         } else {
-            client.outstanding = true;
+            client.outstanding = Some(Outstanding { since: Instant::now(), counted: false });
             self.core.dispatch(Arc::downgrade(self), client.id, request);
             return;
         };

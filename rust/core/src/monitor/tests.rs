@@ -224,6 +224,28 @@ fn out_of_band_overtakes() {
 }
 
 #[test]
+fn commands_that_wait_while_memory_is_missing_are_counted_once() {
+    let fixture = Fixture::new();
+    assert!(fixture.control.set_incoming_status(Status::None, Status::PostcopyActive));
+    let mut peers = [fixture.client(&[]), fixture.client(&[])];
+    let commands = peers.each_mut().map(|peer| {
+        peer.send(r#"{"execute":"slow"}"#);
+        fixture.command()
+    });
+    let end = Instant::now() + PATIENCE;
+    while fixture.control.commands_waited.get() < 2 {
+        assert!(Instant::now() < end);
+        std::thread::yield_now();
+    }
+    for (command, peer) in commands.iter().zip(&mut peers) {
+        command.reply(json!({})).unwrap();
+        assert_eq!(peer.read(), json!({ "return": {} }));
+        assert_eq!(peer.ask(&json!({ "execute": "query-status" }))["return"]["running"], false);
+    }
+    assert_eq!(fixture.control.commands_waited.get(), 2);
+}
+
+#[test]
 fn a_client_may_have_eight_commands_in_the_works() {
     let f = Fixture::new();
     let mut peer = f.client(&["oob"]);

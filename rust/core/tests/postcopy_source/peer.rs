@@ -239,7 +239,7 @@ impl Peer {
         self.say(&ReturnMessage::ReqPages { name, start: start as u64, length: u32::try_from(length).unwrap() });
     }
 
-    /// The answer to RECV_BITMAP: the pages that `received` holds of.
+    /// The answer to `RECV_BITMAP`: the pages that `received` holds of.
     pub fn tell(&mut self, name: &str, pages: usize, received: impl Fn(usize) -> bool) {
         self.say(&ReturnMessage::RecvBitmap(name.as_bytes().to_vec()));
         let mut bits = vec![0; pages.div_ceil(64) * 8];

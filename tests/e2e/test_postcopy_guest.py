@@ -1,0 +1,203 @@
+"""Postcopy between two processes: a busy machine runs there within the first second, no write of its guest is lost."""
+
+import time
+from uuid import uuid4
+
+import pytest
+
+from qmig_e2k.testing import Proxy
+from support import PAGE, assert_same_memory, mixed_ram, wait_until
+
+SIZE = 64 << 20
+GUEST = ("-m", "64M", "-smp", "2", "--guest", "random,threads=2")
+SLOW = 4 << 20
+"""Bytes per second at which the memory of this machine takes a quarter of a minute."""
+
+
+@pytest.fixture
+def machines(serve):
+    """`machines(...)`: a source whose guest has been busy, and a destination that starts what arrives, for postcopy."""
+
+    def machines(*options, guest=GUEST, destination=(), **capabilities):
+        sides = (
+            serve(*guest, *options, machine="e2k"),
+            serve(*guest, *options, *destination, machine="e2k", incoming="defer"),
+        )
+        for side in sides:
+            side.set_capabilities(postcopy_ram=True, **capabilities)
+        source, there = sides
+        source.command("migrate-set-parameters", max_bandwidth=SLOW)
+        source.command("cont")
+        there.command("cont")
+        wait_until(lambda: all(map(any, (source.memory(PAGE), source.memory(PAGE, SIZE - PAGE)))), what="a busy guest")
+        return sides
+
+    return machines
+
+
+def switch(source, uri):
+    source.command("migrate", uri=uri)
+    source.command("migrate-start-postcopy")
+
+
+def check(source, destination):
+    """The guest has gone on at the destination from where it stopped; its memory is what all its steps made of it."""
+    for side in (source, destination):
+        side.wait_migration("completed", seconds=60)
+    assert source.run_state() == "postmigrate"
+    destination.command("stop")
+    before, after = source.command("x-verify"), destination.command("x-verify")
+    assert after["equal"], after
+    assert after["steps"] > before["steps"] > 0
+    return source.migration()
+
+
+@pytest.mark.parametrize("preempt", [False, True])
+@pytest.mark.parametrize("backing", ["anon", "memfd", "hugetlb"])
+def test_a_busy_guest(machines, huge_pages, backing, preempt):
+    if backing == "hugetlb":
+        huge_pages(2 * SIZE)
+    source, destination = machines("--mem", backing, postcopy_preempt=preempt)
+    source.command("migrate-set-parameters", max_postcopy_bandwidth=2 * SLOW)
+    switch(source, destination.listen())
+    wait_until(lambda: destination.run_state() == "running", 1, "the machine at the destination in the first second")
+    assert source.migration()["status"] == "postcopy-active", "it runs there while most of its memory is still here"
+    source.command("migrate-set-parameters", max_postcopy_bandwidth=0)
+    ram = check(source, destination)["ram"]
+    assert ram["postcopy-requests"] >= (10 if backing == "hugetlb" else 100)
+    assert ram["postcopy-bytes"] > SIZE // 2
+
+
+def test_with_a_delay_on_the_way(machines):
+    """Every page that a vCPU waits for takes a round trip of 2 ms."""
+    source, destination = machines()
+    port = int(destination.listen().rpartition(":")[2])
+    with Proxy(port, delay=0.001) as proxy:
+        switch(source, proxy.uri)
+        check(source, destination)
+    latency = destination.migration()["x-fault-latency"]["total"]
+    assert latency["count"] >= 10
+    assert latency["p50"] >= 2_000_000
+
+
+@pytest.mark.parametrize("preempt", [False, True])
+def test_eight_cuts(machines, tmp_path, preempt):
+    """The wire is cut again and again, here, there and in between; each time both sides find together again."""
+    slow = ("-m", "64M", "-smp", "2", "--guest", "random,threads=2,rate=2000")
+    source, destination = machines(guest=slow, postcopy_preempt=preempt)
+    source.command("migrate-set-parameters", max_postcopy_bandwidth=SLOW // 4)
+    target = destination.listen()
+    for cut in range(8):
+        port = int(target.rpartition(":")[2])
+        with Proxy(port) as proxy:
+            if cut == 0:
+                switch(source, proxy.uri)
+            else:
+                source.command("migrate", uri=proxy.uri, resume=True)
+            for side in (source, destination):
+                side.wait_migration("postcopy-active")
+            had = proxy.forwarded
+            wait_until(lambda had=had: proxy.forwarded > had, what="pages")
+            if cut % 3 == 0:
+                proxy.cut()
+            else:
+                (source, destination)[cut % 2].command("migrate-pause")
+            for side in (source, destination):
+                side.wait_migration("postcopy-paused")
+                assert side.migration()["error-desc"]
+            assert (source.run_state(), destination.run_state()) == ("finish-migrate", "running")
+        uri = f"unix:{tmp_path}/{uuid4().hex[:8]}" if cut == 7 else "tcp:127.0.0.1:0"
+        destination.command("migrate-recover", uri=uri)
+        address = destination.migration()["socket-address"][0]
+        target = uri if cut == 7 else f"tcp:{address['host']}:{address['port']}"
+    source.command("migrate", uri=target, resume=True)
+    source.wait_migration("postcopy-active")
+    source.command("migrate-set-parameters", max_postcopy_bandwidth=0)
+    check(source, destination)
+
+
+def test_memory_is_released_as_it_is_sent(machines):
+    """With release-ram nothing can be recovered; whoever asks is told so."""
+    source, destination = machines(release_ram=True)
+    source.command("migrate-set-parameters", max_postcopy_bandwidth=SLOW)
+    switch(source, destination.listen())
+    source.wait_migration("postcopy-active")
+    source.command("migrate-set-parameters", max_postcopy_bandwidth=0)
+    for side in (source, destination):
+        side.wait_migration("completed", seconds=60)
+    destination.command("stop")
+    assert destination.command("x-verify")["equal"]
+    assert not any(source.memory(SIZE)), "what was sent is gone"
+
+
+@pytest.mark.parametrize(
+    ("side", "link", "how"),
+    [
+        ("source", "up", "quit"),
+        ("source", "down", "SIGTERM"),
+        ("destination", "up", "SIGTERM"),
+        ("destination", "down", "quit"),
+    ],
+)
+def test_a_process_that_shall_end_ends(machines, side, link, how):
+    """Also while its vCPUs are stuck in missing pages, or the other side waits for its memory."""
+    source, destination = machines(guest=("-m", "64M", "-smp", "2", "--guest", "random,threads=2,rate=2000"))
+    source.command("migrate-set-parameters", max_postcopy_bandwidth=SLOW // 4)
+    switch(source, destination.listen())
+    for peer in (source, destination):
+        peer.wait_migration("postcopy-active")
+    if link == "down":
+        source.command("migrate-pause")
+        for peer in (source, destination):
+            peer.wait_migration("postcopy-paused")
+    peer = {"source": source, "destination": destination}[side]
+    if how == "quit":
+        peer.command("quit")
+    else:
+        peer.process.terminate()
+    assert peer.process.wait(15) == 0, peer.words()
+    other = destination if peer is source else source
+    other.wait_migration("postcopy-paused", seconds=30)
+    assert other.run_state() == ("running" if other is destination else "finish-migrate")
+
+
+@pytest.fixture
+def still(serve, tmp_path):
+    """A source and a destination without a guest, the source full of data; and that data."""
+    content = mixed_ram(SIZE)
+    (tmp_path / "image").write_bytes(content)
+    sides = serve(ram=tmp_path / "image"), serve(incoming="defer")
+    for side in sides:
+        side.set_capabilities(postcopy_ram=True)
+    sides[0].command("migrate-set-parameters", max_bandwidth=SLOW, max_postcopy_bandwidth=SLOW)
+    switch(sides[0], sides[1].listen())
+    sides[1].wait_arrived()
+    return *sides, content
+
+
+def requests(source):
+    return source.migration()["ram"]["postcopy-requests"]
+
+
+def test_pages_can_be_brought_in_ahead_of_use(still):
+    source, destination, content = still
+    length = 1 << 20
+    start = SIZE - length  # the background comes there last
+    destination.command("x-block-prefault", block="ram", offset=start, length=length)
+    asked = requests(source)
+    assert asked == length // PAGE
+    assert destination.memory(length, start) == content[start:]
+    assert requests(source) == asked, "all of it was there"
+
+
+def test_bandwidth_in_postcopy(still):
+    """The background obeys its limit, and what is asked for does not wait for it."""
+    source, destination, content = still
+    begun, at = time.monotonic(), source.migration()["ram"]["transferred"]
+    wait_until(lambda: source.migration()["ram"]["transferred"] > at + SLOW, what="a second's worth")
+    assert 0.7 < time.monotonic() - begun < 2
+    begun = time.monotonic()
+    assert_same_memory(destination.memory(SIZE), content)
+    assert time.monotonic() - begun < SIZE / SLOW / 2
+    for side in (source, destination):
+        side.wait_migration("completed")
