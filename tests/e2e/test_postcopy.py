@@ -241,6 +241,8 @@ def test_a_device_that_touches_missing_memory_while_it_is_loaded():
         devices = [Curious(side.ram) for side in (source, destination)]
         for side, device in zip((source, destination), devices, strict=True):
             side.vm.register(CURIOUS, device)
+        # slow enough that the device is there before the memory
+        source.vm.set_parameters(max_postcopy_bandwidth=16 * WITHOUT_END)
         target, arrival = destination.listen()
         migration = switch(source, target)
         migration.wait(20)

@@ -146,6 +146,7 @@ def test_a_process_that_shall_end_ends(machines, side, link, how):
     switch(source, destination.listen())
     for peer in (source, destination):
         peer.wait_migration("postcopy-active")
+    destination.wait_arrived()  # a channel that is lost before is the end of it
     if link == "down":
         source.command("migrate-pause")
         for peer in (source, destination):
