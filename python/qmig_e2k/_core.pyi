@@ -311,7 +311,7 @@ class Outgoing:
     def finish(self, ends: Sequence[bytes | None], full: bytes, tail: bytes) -> None:
         """The machine is stopped: END sections in handler order (None: RAM's), all FULL sections, fence, check that no writer is left, commit, `tail` (EOF, description),
         and the destination's word. Raises MigrationError; whether the machine is still ours is `Control.owned()`."""
-    def postcopy(self, full: bytes, ends: Sequence[bytes] = ()) -> None:
+    def postcopy(self, full: bytes, ends: Sequence[bytes] = ...) -> None:
         """The machine is stopped: END sections of Python's live handlers (`ends`), all FULL sections (`full`, no EOF, no description), the hand-over, then the memory
         as the destination asks for it. One call until the destination has everything; a lost connection is waited out in it (status `postcopy-paused`). Raises
         MigrationError; whether the machine is still ours is `Control.owned()`."""
