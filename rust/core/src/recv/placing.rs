@@ -57,6 +57,10 @@ impl PageSink for Placing {
         self.placer.page(self.order[block], offset, bytes)
     }
 
+    fn collects(&self) -> bool {
+        true
+    }
+
     fn before_wait(&mut self) -> Result<()> {
         self.placer.flush()?;
         if let Some(waiting) = &self.came {

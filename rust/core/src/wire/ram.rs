@@ -58,9 +58,14 @@ impl RamState {
             self.list(input, word & !RAM_FLAGS, at, sink)?;
             sink.blocks(&self.blocks).map_err(|e| e.at(at))?;
         }
+        if sink.collects() { self.records::<S, true>(input, sink) } else { self.records::<S, false>(input, sink) }
+    }
+
+    /// The records. `COLLECTS`: the sink is told before bytes may have to be waited for; no other sink pays for the look.
+    fn records<S: ByteSource, const COLLECTS: bool>(&mut self, input: &mut Input<S>, sink: &mut dyn PageSink) -> Result<PageCounts> {
         let mut counts = PageCounts::default();
         loop {
-            if input.buffered() < RECORD_MAX {
+            if COLLECTS && input.buffered() < RECORD_MAX {
                 sink.before_wait()?;
             }
             let at = input.offset();

@@ -77,7 +77,12 @@ pub trait PageSink {
         Ok(())
     }
 
-    /// The next record may not be here yet: whatever is not to wait for more bytes is done now.
+    /// Wants `before_wait` to be called.
+    fn collects(&self) -> bool {
+        false
+    }
+
+    /// The next bytes may not be here yet: whatever is not to wait for them is done now.
     fn before_wait(&mut self) -> Result<()> {
         Ok(())
     }
