@@ -239,18 +239,7 @@ impl Outgoing {
     /// The machine is stopped: the last pass, `full`, the fence, the commit, `tail` and the destination's last word.
     pub fn finish(&mut self, ends: &[Option<&[u8]>], full: &[u8], tail: &[u8]) -> Result<()> {
         self.check()?;
-        let begun = Instant::now();
-        self.parts()?.1.set_bandwidth(0);
-        let newly = self.parts()?.0.sync()?;
-        self.synced(newly);
-        self.note(Phase::Sync, begun);
-        let begun = Instant::now();
-        self.precopy_bytes = Some(self.parts()?.1.sent());
-        if self.options.switchover_start {
-            let mut command = Output::new();
-            command.switchover_start();
-            self.put(command.as_slice())?;
-        }
+        let begun = self.open_last_pass()?;
         for end in ends {
             match end {
                 Some(bytes) => self.put(bytes)?,
@@ -264,6 +253,23 @@ impl Outgoing {
         let done = if self.commits_after_finish { self.end_file(tail) } else { self.end_channel(tail) };
         self.note(Phase::Switchover, begun);
         done
+    }
+
+    /// The machine is stopped: no rate limit, the last sync, and what 10.0 says of it. Returns when the last pages' time began.
+    pub(super) fn open_last_pass(&mut self) -> Result<Instant> {
+        let begun = Instant::now();
+        self.parts()?.1.set_bandwidth(0);
+        let newly = self.parts()?.0.sync()?;
+        self.synced(newly);
+        self.note(Phase::Sync, begun);
+        let begun = Instant::now();
+        self.precopy_bytes = Some(self.parts()?.1.sent());
+        if self.options.switchover_start {
+            let mut command = Output::new();
+            command.switchover_start();
+            self.put(command.as_slice())?;
+        }
+        Ok(begun)
     }
 
     /// Close channels, stop dirty logging. Idempotent.

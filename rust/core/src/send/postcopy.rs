@@ -162,18 +162,7 @@ impl Outgoing {
             return Err(self.why_not_committed());
         }
 
-        let begun = Instant::now();
-        self.parts()?.1.set_bandwidth(0);
-        let newly = self.parts()?.0.sync()?;
-        self.synced(newly);
-        self.note(Phase::Sync, begun);
-        let begun = Instant::now();
-        self.precopy_bytes = Some(self.parts()?.1.sent());
-        if self.options.switchover_start {
-            let mut command = Output::new();
-            command.switchover_start();
-            self.put(command.as_slice())?;
-        }
+        let begun = self.open_last_pass()?;
         for end in ends {
             self.put(end)?;
         }

@@ -5,18 +5,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::discard;
 use super::stream::Stream;
 use super::zero_scout::ZeroScout;
+use super::{discard, records};
 use crate::control::{Counters, Session};
 use crate::ram::dirty::{self, DirtyLog, DirtyMode};
 use crate::ram::{Bitmap, Block};
 use crate::wire::Output;
 use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE, RAM_CONTINUE, RAM_EOS, RAM_MEM_SIZE, RAM_PAGE, RAM_ZERO};
 use crate::{Error, ErrorKind, Result};
-
-/// How far ahead of the look at a page its first bytes are asked for: a cache miss a page would cost as much as sending it.
-const LOOK_AHEAD: u64 = 16 * PAGE_SIZE;
 
 /// Zero pages in a row that call a scout: it costs about as much as looking at these.
 const CALL_SCOUT: u32 = 512;
@@ -280,9 +277,7 @@ impl RamSaver {
         let zero = if let Some(scout) = &mut self.scout {
             scout.is_zero(page, &area.dirty, area.untouched.as_ref())
         } else {
-            let offset = page as u64 * PAGE_SIZE;
-            area.block.prefetch(offset + LOOK_AHEAD);
-            area.block.is_zero(offset, PAGE_BYTES)?
+            records::is_zero(&area.block, page as u64 * PAGE_SIZE)?
         };
         self.run = if self.run.0 == zero { (zero, self.run.1.saturating_add(1)) } else { (zero, 1) };
         match self.run {

@@ -7,10 +7,17 @@ use super::stream::Stream;
 use super::unsent::Unsent;
 use crate::Result;
 use crate::control::Session;
+use crate::ram::Block;
 use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE, RAM_CONTINUE, RAM_PAGE, RAM_ZERO};
 
-/// How far ahead of the look at a page its first bytes are asked for.
+/// How far ahead of the look at a page its first bytes are asked for: a cache miss a page would cost as much as sending it.
 const LOOK_AHEAD: u64 = 16 * PAGE_SIZE;
+
+/// Is the target page at `offset` zero? One look of a scan that goes on behind it.
+pub fn is_zero(block: &Block, offset: u64) -> Result<bool> {
+    block.prefetch(offset + LOOK_AHEAD);
+    block.is_zero(offset, PAGE_BYTES)
+}
 
 /// Writes records to one channel.
 #[derive(Debug)]
@@ -45,8 +52,7 @@ impl Records {
         }
         for page in pages.clone() {
             let offset = page as u64 * PAGE_SIZE;
-            memory.prefetch(offset + LOOK_AHEAD);
-            let zero = memory.is_zero(offset, PAGE_BYTES)?;
+            let zero = is_zero(memory, offset)?;
             let kind = if zero { RAM_ZERO } else { RAM_PAGE };
             if self.last == Some(block) {
                 stream.put(&(offset | kind | RAM_CONTINUE).to_be_bytes())?;
