@@ -3,8 +3,8 @@
 //! Source and destination are the real ones, over real sockets; between them a relay that stops after a given number of bytes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::io::{Read, Write};
-use std::net::Shutdown;
+mod cut;
+
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -18,6 +18,8 @@ use qmig_core::recv::Incoming;
 use qmig_core::send::{Format, Options, Outgoing, Step};
 use qmig_core::wire::{DecoderOptions, Event, Output};
 use qmig_core::{ErrorKind, Result};
+
+use cut::relay;
 
 const PAGES: u64 = 4;
 const DEVICE: [u8; 24] = *b"the state of one device.";
@@ -36,23 +38,6 @@ struct Outcome {
     kind: Option<ErrorKind>,
     forwarded: usize,
     answered: usize,
-}
-
-fn relay(mut from: UnixStream, mut to: UnixStream, limit: usize) -> usize {
-    let mut passed = 0;
-    let mut buffer = [0; 4096];
-    while passed < limit {
-        let most = buffer.len().min(limit - passed);
-        match from.read(&mut buffer[..most]) {
-            Ok(0) | Err(_) => break,
-            Ok(n) if to.write_all(&buffer[..n]).is_ok() => passed += n,
-            Ok(_) => break,
-        }
-    }
-    // Whoever ends first ends the whole connection, as a broken network does; both may have gone already.
-    let _ = from.shutdown(Shutdown::Both);
-    let _ = to.shutdown(Shutdown::Both);
-    passed
 }
 
 fn source(control: &Arc<Control>, block: &Arc<Block>, socket: UnixStream) -> Result<()> {

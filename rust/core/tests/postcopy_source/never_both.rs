@@ -1,7 +1,5 @@
 //! The connection is cut after every byte of the switch, in either direction: at most one side may run the machine.
 
-use std::io::{Read, Write};
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread;
 
@@ -9,26 +7,11 @@ use qmig_core::ErrorKind;
 use qmig_core::control::Status;
 use qmig_core::send::Format;
 
+use crate::cut::relay;
 use crate::peer::{Peer, Setting, Source, block};
 
 /// RUN: without all of it nothing has happened.
 const LAST: usize = 5;
-
-fn relay(mut from: UnixStream, mut to: UnixStream, limit: usize) -> usize {
-    let mut passed = 0;
-    let mut buffer = [0; 4096];
-    while passed < limit {
-        let most = buffer.len().min(limit - passed);
-        match from.read(&mut buffer[..most]) {
-            Ok(0) | Err(_) => break,
-            Ok(n) if to.write_all(&buffer[..n]).is_ok() => passed += n,
-            Ok(_) => break,
-        }
-    }
-    let _ = from.shutdown(Shutdown::Both);
-    let _ = to.shutdown(Shutdown::Both);
-    passed
-}
 
 struct Outcome {
     runs_there: bool,
