@@ -184,10 +184,14 @@ def test_pages_can_be_brought_in_ahead_of_use(still):
     source, destination, content = still
     length = 1 << 20
     start = SIZE - length  # the background comes there last
+    # from the end: the background goes on behind a page that was asked for, and must find nothing there
+    for offset in reversed(range(start, SIZE, PAGE)):
+        destination.command("x-block-prefault", block="ram", offset=offset, length=PAGE)
+    assert requests(source) == length // PAGE
+    start -= length
     destination.command("x-block-prefault", block="ram", offset=start, length=length)
     asked = requests(source)
-    assert asked == length // PAGE
-    assert destination.memory(length, start) == content[start:]
+    assert destination.memory(2 * length, start) == content[start:]
     assert requests(source) == asked, "all of it was there"
 
 
