@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from qmig_e2k import vmstate
 from qmig_e2k._core import Reader, Writer
@@ -25,6 +26,24 @@ if TYPE_CHECKING:
     from qmig_e2k.vmstate import VMStateDescription
 
 State = dict[str, Any]
+
+RANGES = {
+    "B": (0, (1 << 8) - 1),
+    "H": (0, (1 << 16) - 1),
+    "I": (0, (1 << 32) - 1),
+    "Q": (0, (1 << 64) - 1),
+    "i": (-(1 << 31), (1 << 31) - 1),
+    "q": (-(1 << 63), (1 << 63) - 1),
+}
+"""Least and greatest number of each code in the tables below."""
+
+
+def number(code: str) -> st.SearchStrategy[int]:
+    """Any content of one register; extremes and single bits are frequent."""
+    low, high = RANGES[code]
+    bits = st.integers(0, high.bit_length() - 1).map(lambda bit: 1 << bit)
+    return st.integers(low, high) | st.sampled_from([low, high]) | bits
+
 
 LAYOUTS = {
     "apic": """apicbase:I id:B arb_id:B tpr:B spurious_vec:I log_dest:B dest_mode:B isr:8I tmr:8I irr:8I lvt:6I esr:I

@@ -42,6 +42,17 @@ def switch(source, target):
     return migration
 
 
+def lose_connection(source, destination):
+    """Switch to a destination that stays paused, and pause long before it has all memory."""
+    target, arrival = destination.listen()
+    source.vm.set_parameters(max_postcopy_bandwidth=WITHOUT_END)
+    destination.vm.stop()
+    migration = switch(source, target)
+    wait_until(lambda: destination.vm.run_state == "paused", what="the machine at the destination")
+    migration.pause()
+    return target, migration, arrival
+
+
 def recovery(folder):
     """An address that nobody has used before."""
     return f"unix:{folder}/{uuid4().hex[:8]}"
@@ -89,12 +100,7 @@ def test_a_python_machine(preempt):
 def test_what_a_stopped_machine_may_do():
     """While the destination fetches the memory nobody waits at the source, and nothing starts the machine."""
     with ready() as (source, destination):
-        target, arrival = destination.listen()
-        source.vm.set_parameters(max_postcopy_bandwidth=WITHOUT_END)
-        destination.vm.stop()
-        migration = switch(source, target)
-        wait_until(lambda: destination.vm.run_state == "paused", what="the machine at the destination")
-        migration.pause()
+        target, migration, arrival = lose_connection(source, destination)
         wait_until(lambda: migration.status == "postcopy-paused", what="the pause")
         begun = time.monotonic()
         calls = (
@@ -345,12 +351,7 @@ def test_closing_the_source_waits_for_the_memory():
 
 def test_closing_without_a_connection_gives_up():
     with ready() as (source, destination):
-        target, arrival = destination.listen()
-        source.vm.set_parameters(max_postcopy_bandwidth=WITHOUT_END)
-        destination.vm.stop()
-        migration = switch(source, target)
-        wait_until(lambda: destination.vm.run_state == "paused", what="the machine at the destination")
-        migration.pause()
+        _, migration, arrival = lose_connection(source, destination)
         for handle in (migration, arrival):
             wait_until(lambda handle=handle: handle.status == "postcopy-paused", what="the pause")
         source.vm.close()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices import LAYOUTS, State, change, layout, load, own_rows, present, rows, save, state
+from devices import LAYOUTS, RANGES, State, change, layout, load, number, own_rows, present, rows, save, state
 from qmig_e2k.e2k import devices as e2k
 from qmig_e2k.e2k.hooks import CheckError
 from qmig_e2k.e2k.models import MODELS
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 
     from qmig_e2k.vmstate import VMStateDescription
 
-RANGES = {
-    "B": (0, (1 << 8) - 1),
-    "I": (0, (1 << 32) - 1),
-    "Q": (0, (1 << 64) - 1),
-    "i": (-(1 << 31), (1 << 31) - 1),
-    "q": (-(1 << 63), (1 << 63) - 1),
-}
 MC_WORDS = {"e2c+": 0, "e2s": 41, "e8c": 57, "e8c2": 61, "e12c": 48, "e16c": 192, "e2c3": 48}
 TIMERS = ("timer", "nm_timer")
 PLACES = ("index", "model", "node", "nodes", "links", "link")
@@ -164,14 +157,13 @@ CODES = {name: codes_of(kind.description) for name, kind in KINDS.items()}
 
 def numbers(code: str) -> st.SearchStrategy[Any]:
     """Any content of a field; extremes and single bits are frequent."""
-    low, high = RANGES[code[-1]]
-    bits = st.integers(0, high.bit_length() - 1).map(lambda bit: 1 << bit)
-    one = st.integers(low, high) | st.sampled_from([low, high]) | bits
+    one = number(code[-1])
     if len(code) == 1:
         return one
     count = int(code[:-1])
 
     def rich(seed: int) -> list[int]:
+        low, high = RANGES[code[-1]]
         return list(np.random.default_rng(seed).integers(low, high, count, np.uint64, endpoint=True).tolist())
 
     def sparse(index: int, value: int) -> list[int]:

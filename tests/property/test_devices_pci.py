@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices import HUB_LAYOUTS, layout, load, put, rows, save, state
+from devices import HUB_LAYOUTS, layout, load, number, put, rows, save, state
 from qmig_e2k.e2k import MODELS
 from qmig_e2k.e2k import devices as e2k
 from qmig_e2k.e2k.hooks import CheckError
@@ -25,14 +25,6 @@ if TYPE_CHECKING:
 
 Device = Any
 OLD, NEW = MODELS["e8c"], MODELS["e16c"]
-RANGES = {
-    "B": (0, (1 << 8) - 1),
-    "H": (0, (1 << 16) - 1),
-    "I": (0, (1 << 32) - 1),
-    "Q": (0, (1 << 64) - 1),
-    "i": (-(1 << 31), (1 << 31) - 1),
-    "q": (-(1 << 63), (1 << 63) - 1),
-}
 COUNTER = 0xFFFF_FE00
 LIVE = {"pm1_sts": 0x44, "atnsus": 0x50, "purst": 0x54}
 GPIO_16 = dict.fromkeys(("regs", "inputs"), ("L05", range(1 << 16)))
@@ -108,9 +100,7 @@ def places(device: Device, register: str) -> list[tuple[Device, str]]:
 
 def numbers(code: str) -> st.SearchStrategy[Any]:
     """Any content of a register; extremes and single bits are frequent."""
-    low, high = RANGES[code[-1]]
-    bits = st.integers(0, high.bit_length() - 1).map(lambda bit: 1 << bit)
-    one = st.integers(low, high) | st.sampled_from([low, high]) | bits
+    one = number(code[-1])
     if len(code) == 1:
         return one
     count = int(code[:-1])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from device_vectors import SIC_RESET
 from devices import LAYOUTS, change, fill, layout, load, pack, present, refused, save, state, subsection, told
 from qmig_e2k.e2k.devices import SIC, Sic
 from qmig_e2k.e2k.devices.sic import memory_controller_words
@@ -55,16 +56,7 @@ def test_no_two_registers_share_an_attribute() -> None:
 def test_reset_values() -> None:
     device = sic()
     fresh = state(SIC, device)
-    expected = dict.fromkeys(fresh, 0) | {
-        "rt_lcfg": [0xB, 0x30, 0x30, 0x30],
-        "rt_mhi": 0xFFFF,
-        "rt_mlo": 0xF800,
-        "rt_pcim": 0xF800,
-        "rt_pciio": 0xF000,
-        "rt_pcimp_b": 0xFFFF_FFFF,
-        "rt_pcicfgb": 0x40,
-        "l3_ctrl": 0x3F_00F8,
-    }
+    expected = dict.fromkeys(fresh, 0) | SIC_RESET | {"l3_ctrl": 0x3F_00F8}
     assert fresh == state(SIC, change(sic(), expected))
     fill(SIC, device)
     view = device.mc
