@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +35,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "qemu" in getattr(item, "fixturenames", ()):
             item.add_marker("qemu")
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left_behind() -> Iterator[None]:
+    """A test ends what it started: a vCPU that goes on would slow down, or keep alive, all that comes after."""
+    before = set(_threads())
+    yield
+    end = time.monotonic() + 20
+    while left := [thread for thread in _threads() if thread not in before]:
+        if time.monotonic() >= end:
+            pytest.fail(f"threads left behind: {', '.join(thread.name for thread in left)}", pytrace=False)
+        left[0].join(end - time.monotonic())
+
+
+def pytest_unconfigure() -> None:
+    """A thread that was left behind, and failed its test, does not keep the whole run from ending."""
+    if left := _threads():
+        sys.stderr.write(f"ending in spite of {', '.join(thread.name for thread in left)}\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _threads() -> list[threading.Thread]:
+    """Threads that the interpreter would wait for."""
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -29,8 +29,10 @@ class SlowStop:
 
     def __call__(self):
         self.entered.set()
-        assert self.go_on.wait(20)
-        self._stop()
+        try:
+            assert self.go_on.wait(20)
+        finally:
+            self._stop()
 
 
 def test_cont_that_waited_for_the_switchover_does_not_run_it_twice():
@@ -97,14 +99,12 @@ def test_closing_ends_what_qmp_began():
 
 
 def test_closing_while_a_command_waits_for_a_switchover_that_hangs():
-    with pair(size=SIZE) as (source, _), socket.create_server(("127.0.0.1", 0)) as nobody, ThreadPoolExecutor() as pool:
+    with pair(size=SIZE) as (source, _), nobody() as uri, ThreadPoolExecutor() as pool:
         source.vm.start()
         stop = SlowStop(source)
         client = QmpClient(source.vm.serve_qmp("tcp:127.0.0.1:0"))
         source.vm.set_parameters(max_bandwidth=0)
-        migration = source.vm.migrate(f"tcp:127.0.0.1:{nobody.getsockname()[1]}")
-        channel, _ = nobody.accept()
-        pool.submit(swallow, channel)
+        migration = source.vm.migrate(uri)
         assert stop.entered.wait(20)
         command = pool.submit(client.execute, "stop")
         assert not wait([command], 0.1).done
@@ -116,10 +116,24 @@ def test_closing_while_a_command_waits_for_a_switchover_that_hangs():
         client.close()
 
 
-def swallow(channel):
-    with channel, suppress(OSError):
-        while channel.recv(1 << 16):
-            pass
+@contextmanager
+def nobody():
+    """An address where everything is taken and nothing answered, by a process: a thread would wait for the vCPU's."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = [sys.executable, "-c", SWALLOW, str(server.fileno())]
+        with subprocess.Popen(command, pass_fds=[server.fileno()]) as process:
+            try:
+                yield f"tcp:127.0.0.1:{server.getsockname()[1]}"
+            finally:
+                process.kill()
+
+
+SWALLOW = """
+import socket, sys
+channel, _ = socket.socket(fileno=int(sys.argv[1])).accept()
+while channel.recv(1 << 20):
+    pass
+"""
 
 
 FORGETFUL = """
