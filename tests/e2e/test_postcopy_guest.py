@@ -12,6 +12,10 @@ SIZE = 64 << 20
 GUEST = ("-m", "64M", "-smp", "2", "--guest", "random,threads=2")
 SLOW = 4 << 20
 """Bytes per second at which the memory of this machine takes a quarter of a minute."""
+TRICKLE = 64 << 10
+"""Bytes per second of a background that needs a quarter of an hour: what comes is what is asked for."""
+SELDOM = ("--guest", "random,threads=2,rate=100")
+"""The same guest at the destination, if it shall leave most of its memory at the source for a while."""
 
 
 @pytest.fixture
