@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from analyzed import RECORDED, described, facts, full, our_stream, recorded, start, stream
-from qmig_e2k.analyze import analyze
+from qmig_e2k.analyze import analyze, ours
 from qmig_e2k.analyze.model import leaves
 from support import PAGE
 
@@ -137,6 +137,33 @@ def test_what_is_not_at_its_reset_value():
     assert "isa" not in cpu.changed
     timer = next(device for device in made.devices if device.name == "timer")
     assert not timer.changed
+
+
+def test_a_machine_describes_itself_once(monkeypatch):
+    """However many sections and streams ask, and a second machine section says nothing new."""
+    built = []
+    described_by = []
+    build, own_layout = ours.build, ours.own_layout
+    monkeypatch.setattr(ours, "build", lambda *args, **named: built.append(named) or build(*args, **named))
+    monkeypatch.setattr(ours, "own_layout", lambda *args: described_by.append(args[0].name) or own_layout(*args))
+    data = our_stream("e8c", description=False)
+    first = analyze(data, hashes=False)
+    machine = next(device for device in first.devices if device.name == "e2k-machine")
+    cpu = next(device for device in first.devices if device.name == "cpu")
+    behind = first.devices[-1].offset
+    for device in (machine, cpu):
+        section = data[device.offset :][: 5 + 1 + len(device.name) + 8 + device.size + 5]
+        data = data[:behind] + 20 * section + data[behind:]
+    ours.machine_of.cache_clear()
+    built.clear()
+    described_by.clear()
+    for _ in range(2):
+        made = analyze(data, hashes=False)
+        assert made.complete, made.error
+        assert {device.source for device in made.devices} == {"ours"}
+        assert len(made.devices) == len(first.devices) + 40
+    assert len(built) <= 2
+    assert described_by.count("cpu") <= 2 * 2
 
 
 def test_disagreements_are_named():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from qmig_e2k._core import Writer
@@ -36,6 +37,9 @@ EVERYWHERE = ("timer", "globalstate", "cpu_common")
 TIMELESS = ("timer", "globalstate", "e2k-machine")
 """Sections to whose values a reset means nothing."""
 PAGE_SIZE = 4096
+IDENTITY = ("isa", "mdl", "ram_size", "cpus", "boot_mode", "tags")
+"""What of the section `e2k-machine` decides which devices there are."""
+Identity = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +100,13 @@ class Known:
     def __init__(self) -> None:
         """Nothing is known of the machine yet."""
         self.machine: str | None = None
-        self._identity: dict[str, int] = {}
-        self._registries: list[tuple[Format, Registry]] | None = None
+        self._identity: Identity = ()
 
     def identify(self, body: Body) -> None:
-        """Take over what the section `e2k-machine` says: it decides what devices there are."""
-        self._identity = {name: value for name, value in body.plain().items() if type(value) is int}
-        self._registries = None
+        """Take over what the first section `e2k-machine` says: it decides what devices there are."""
+        if not self._identity:
+            said = body.plain()
+            self._identity = tuple((name, said[name]) for name in IDENTITY if type(said.get(name)) is int)
 
     def configuration(self, machine: str) -> Own:
         """The configuration element's layout; its length of the name is that of `machine`."""
@@ -113,58 +117,69 @@ class Known:
 
     def find(self, idstr: str, instance_id: int, version: int) -> list[Own]:
         """Layouts that the section may have: several where QEMU's generations differ."""
+        # our machine type of that name on the wire
+        kind = {"e2k": "e2k-qemu", "e2k-1.0": "e2k-1.0"}.get(self.machine or "")
+        if kind is None and idstr not in EVERYWHERE:
+            return []
+        machine = machine_of(kind or "e2k-qemu", self._identity)
         found: list[Own] = []
-        for format_, registry in self._all()[: None if idstr in BY_FORMAT else 1]:
-            entry = next((entry for entry in registry if entry.matches(idstr, instance_id)), None)
-            if entry is None or not isinstance(entry.handler, VmStateHandler):
-                continue
-            if self._e2k is None and entry.idstr not in EVERYWHERE:
-                continue
-            description = entry.handler.description
-            if not description.minimum_version_id <= version <= description.version_id:
-                continue
-            try:
-                own = own_layout(description, entry.handler.obj, version, format_)
-            except (MigrationError, ValueError, TypeError, AttributeError):
-                log.exception("%s cannot describe itself", entry.path)
-                continue
-            if idstr in TIMELESS:
-                own = Own(own.layout, {})
-            if own.layout not in [other.layout for other in found]:
+        for format_ in FORMATS[: None if idstr in BY_FORMAT else 1]:
+            own = machine.own(format_, idstr, instance_id, version)
+            if own is not None and own.layout not in [other.layout for other in found]:
                 found.append(own)
         return found
 
-    @property
-    def _e2k(self) -> str | None:
-        """Our machine type of that name on the wire."""
-        return {"e2k": "e2k-qemu", "e2k-1.0": "e2k-1.0"}.get(self.machine or "")
 
-    def _all(self) -> list[tuple[Format, Registry]]:
-        if self._registries is None:
-            machine = self._build()
-            self._registries = []
-            for format_ in FORMATS:
-                profile = Profile(format_)
-                registry = Registry(profile)
-                machine.register(registry, VirtualClock(), GlobalState(profile))
-                self._registries.append((format_, registry))
-        return self._registries
+class _Machine:
+    """A machine after power-on. Its devices describe themselves once, however many sections and streams ask."""
 
-    def _build(self) -> Any:
-        kind = self._e2k or "e2k-qemu"
-        options = OPTIONS if kind == "e2k-1.0" else ()
-        said = self._identity
-        model = next((m.name for m in MODELS.values() if (m.isa, m.mdl) == (said.get("isa"), said.get("mdl"))), None)
-        try:
-            return build(
-                kind,
-                said.get("ram_size", 16 * PAGE_SIZE),
-                cpus=said.get("cpus", MAX_CPUS),
-                model=model or DEFAULT_MODEL,
-                kernel_size=PAGE_SIZE if said.get("boot_mode") else None,
-                tags=bool(said.get("tags")),
-                options=options,
-            )
-        except MigrationError as error:
-            log.info("the stream's machine cannot be built here: %s", error)
-            return build(kind, 16 * PAGE_SIZE, cpus=MAX_CPUS, options=options)
+    def __init__(self, kind: str, said: dict[str, int]) -> None:
+        machine = _build(kind, said)
+        self._registries: dict[Format, Registry] = {}
+        self._made: dict[tuple[Format, str, int], Own | None] = {}
+        for format_ in FORMATS:
+            profile = Profile(format_)
+            self._registries[format_] = registry = Registry(profile)
+            machine.register(registry, VirtualClock(), GlobalState(profile))
+
+    def own(self, format_: Format, idstr: str, instance_id: int, version: int) -> Own | None:
+        """How that section looks; None: the machine has no such device, or none of that version."""
+        entry = next((entry for entry in self._registries[format_] if entry.matches(idstr, instance_id)), None)
+        if entry is None or not isinstance(entry.handler, VmStateHandler):
+            return None
+        description = entry.handler.description
+        if not description.minimum_version_id <= version <= description.version_id:
+            return None
+        key = (format_, entry.path, version)
+        if key not in self._made:
+            try:
+                made: Own | None = own_layout(description, entry.handler.obj, version, format_)
+            except (MigrationError, ValueError, TypeError, AttributeError):
+                log.exception("%s cannot describe itself", entry.path)
+                made = None
+            self._made[key] = Own(made.layout, {}) if made is not None and entry.idstr in TIMELESS else made
+        return self._made[key]
+
+
+@lru_cache(maxsize=8)
+def machine_of(kind: str, identity: Identity) -> _Machine:
+    """The machine of that type whose first section said this, built once."""
+    return _Machine(kind, dict(identity))
+
+
+def _build(kind: str, said: dict[str, int]) -> Any:
+    options = OPTIONS if kind == "e2k-1.0" else ()
+    model = next((m.name for m in MODELS.values() if (m.isa, m.mdl) == (said.get("isa"), said.get("mdl"))), None)
+    try:
+        return build(
+            kind,
+            said.get("ram_size", 16 * PAGE_SIZE),
+            cpus=said.get("cpus", MAX_CPUS),
+            model=model or DEFAULT_MODEL,
+            kernel_size=PAGE_SIZE if said.get("boot_mode") else None,
+            tags=bool(said.get("tags")),
+            options=options,
+        )
+    except MigrationError as error:
+        log.info("the stream's machine cannot be built here: %s", error)
+        return build(kind, 16 * PAGE_SIZE, cpus=MAX_CPUS, options=options)

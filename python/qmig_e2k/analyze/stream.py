@@ -260,15 +260,16 @@ class _Reading:
             ours.append((attempt, own))
         fitting = [attempt for attempt in attempts if attempt.refusal is None and self._ends(attempt.end, section_id)]
         if ours:
-            # of several generations' layouts the one that is most like the stream's, or else the likeliest that fits
-            def distance(pair: tuple[_Attempt, Own]) -> tuple[int, int]:
-                attempt, own = pair
-                return len(stream.differences(attempt)) if stream else attempt not in fitting, own.doubt(attempt.body)
+            differences = [stream.differences(attempt) if stream else [] for attempt, _ in ours]
 
-            chosen, own = min(ours, key=distance)
-            device.reset = own.reset
-            if stream is not None:
-                device.disagreements = stream.differences(chosen)
+            # of several generations' layouts the one that is most like the stream's, or else the likeliest that fits
+            def distance(index: int) -> tuple[int, int]:
+                attempt, own = ours[index]
+                return len(differences[index]) if stream else attempt not in fitting, own.doubt(attempt.body)
+
+            best = min(range(len(ours)), key=distance)
+            chosen, own = ours[best]
+            device.reset, device.disagreements = own.reset, differences[best]
             if chosen in fitting and stream not in fitting:
                 fitting = [chosen]
         if fitting:

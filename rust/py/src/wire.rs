@@ -344,6 +344,8 @@ impl<'py> Decoding<'_, 'py> {
     /// length could keep us busy for years, and the contents would mean nothing.
     fn hash(&self, py: Python<'py>, sink: &RecordingSink, stream_length: u64) -> PyResult<()> {
         const ZERO_RECORD: u64 = 9;
+        // Each update lets other threads have Python's lock; page by page they could keep us waiting for minutes.
+        const STEP: usize = 1 << 20;
         let pages: u64 = sink.blocks().map(|entry| entry.used_length / PAGE_SIZE).sum();
         if pages.saturating_mul(ZERO_RECORD) > stream_length {
             return Ok(());
@@ -353,11 +355,20 @@ impl<'py> Decoding<'_, 'py> {
             let hash = new.call0()?;
             let update = hash.getattr("update")?;
             let mut outcome = Ok(());
-            sink.read(index, |piece| {
+            let mut kept = Vec::with_capacity(STEP);
+            let mut put = |bytes: &mut Vec<u8>| {
                 if outcome.is_ok() {
-                    outcome = update.call1((PyBytes::new(py, piece),)).map(drop);
+                    outcome = update.call1((PyBytes::new(py, bytes),)).map(drop);
                 }
+                bytes.clear();
+            };
+            sink.read(index, |piece| {
+                if kept.len() + piece.len() > STEP {
+                    put(&mut kept);
+                }
+                kept.extend_from_slice(piece);
             });
+            put(&mut kept);
             outcome?;
             block.set_item("sha256", hash.call_method0("hexdigest")?)?;
         }
