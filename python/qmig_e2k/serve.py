@@ -113,7 +113,7 @@ def serve(options: Options) -> None:
         cpus=options.smp,
         kernel_size=options.kernel.stat().st_size if options.kernel and options.machine != "none" else None,
         tags=options.tags,
-        model=options.cpu or DEFAULT_MODEL,
+        model=DEFAULT_MODEL if options.cpu is None else options.cpu,
     )
     blocks = _memory(options, hardware)
     guest = _guest(options, blocks[0])

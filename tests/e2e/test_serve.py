@@ -369,6 +369,7 @@ def run(*arguments):
         (["serve", "-M", "pc"], 2, "pc"),
         (["serve", "-M", "e2k,tag=on"], 2, "tag=on"),
         (["serve", "-cpu", "z80"], 2, "z80"),
+        (["serve", "-cpu", ""], 2, "CPU model '' is none of e2c+, e2s, e8c"),
         (["serve", "-smp", "9"], 2, "9"),
         (["serve", "-m", "1X"], 2, "1X"),
         (["serve", "-m", "4097B"], 2, "4097"),

@@ -40,10 +40,11 @@ def states(draw: st.DrawFn) -> State:
     model, tags = draw(st.sampled_from(sorted(ALL_MODELS))), draw(st.booleans())
     made = cpu(model, 1, tags=tags)
     numbers = np.random.default_rng(draw(st.integers(0, 1 << 32)))
-    for position in draw(st.sets(st.integers(0, len(GROUPS) - 1))):
-        for register in GROUPS[position][1].registers:
+    chosen = draw(st.integers(0, (1 << len(GROUPS)) - 1))  # one draw for all groups: a set of them takes far longer
+    for position, (_, group) in enumerate(GROUPS):
+        for register in group.registers if chosen >> position & 1 else ():
             set_register(made, register, numbers.integers(0, 1 << 64, max(register.length, 1), np.uint64))
-    for position, word in draw(st.dictionaries(st.integers(0, len(REGISTERS) - 1), WORD, max_size=8)).items():
+    for position, word in draw(st.dictionaries(st.integers(0, len(REGISTERS) - 1), WORD, max_size=4)).items():
         register = REGISTERS[position]
         set_register(made, register, np.full(max(register.length, 1), word, np.uint64))
     if draw(st.booleans()):
@@ -52,7 +53,7 @@ def states(draw: st.DrawFn) -> State:
     return State(model, tags, made, save(made))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(states())
 def test_any_legal_state_arrives(state: State) -> None:
     target = cpu(state.model, 1, tags=state.tags)
@@ -61,7 +62,7 @@ def test_any_legal_state_arrives(state: State) -> None:
     assert save(target) == state.raw
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=120)
 @given(states(), WORD, st.data())
 def test_one_damaged_register_is_legal_or_refused_by_a_check(state: State, word: int, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(split(state.raw))))

@@ -152,7 +152,6 @@ NEEDED_BY_ONE = [
 @pytest.mark.parametrize(("name", "attribute"), NEEDED_BY_ONE)
 def test_one_register_off_reset_is_enough(name: str, attribute: str) -> None:
     source = cpu("v7")
-    source.idr |= HW_VIRT
     set_all(source, attribute, 0x3 if attribute not in ("dimtp", "fpcr") else 0x40)
     raw = save(source)
     assert list(split(raw)) == [MAIN, *sorted([name, "cpu/clocks"], key=list(SUBSECTIONS).index)]
@@ -174,7 +173,8 @@ def test_one_register_off_reset_is_enough(name: str, attribute: str) -> None:
         ("e8c2", "cpu/os_v6", {"oscuir": 1}, False),
         ("e16c", "cpu/v7", {"osr1": 1}, False),
         ("e8c2", "cpu/hv", {"sh_wd": 1, "idr": 0x2209 | HW_VIRT}, False),
-        ("e16c", "cpu/hv", {"sh_wd": 1}, False),
+        ("e16c", "cpu/hv", {"idr": 0x220B | HW_VIRT}, False),
+        ("e16c", "cpu/hv", {"sh_wd": 1}, True),
         ("e16c", "cpu/hv", {"sh_wd": 1, "idr": 0x220B | HW_VIRT}, True),
         ("e8c", "cpu/monitors", {"dimtp": 32}, False),
         ("e16c", "cpu/monitors", {"dimtp": 32}, True),

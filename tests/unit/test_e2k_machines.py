@@ -143,6 +143,8 @@ def test_sections_of_the_full_machine(model: str) -> None:
         ({"cpus": 9}, "1 to 8"),
         ({"cpus": 0}, "1 to 8"),
         ({"model": "e9"}, "CPU model 'e9' is none of"),
+        ({"model": ""}, r"CPU model '' is none of e2c\+, e2s, e8c, e8c2, e12c, e16c, e2c3"),
+        ({"machine_type": "none", "model": ""}, "CPU model '' is none of"),
         ({"model": "e1c+"}, r"'e1c\+' is not possible: the size of its memory controllers"),
         ({"model": "e48c"}, "model number in IDR"),
         ({"model": "e8v7"}, "'e8v7' is not possible"),

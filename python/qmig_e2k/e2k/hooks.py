@@ -7,6 +7,9 @@ them. Two methods are called if the object has them:
 * `after_load(version)`, last in `post_load`, when all checks have passed: flush caches of translations, arm timers,
   drive lines again. It may refuse by raising.
 
+An object that is registered with two descriptions, as a CPU is with `CPU_COMMON` and `CPU`, is called for each of them,
+in the order of the stream: what `after_load` does must bear being done again when the rest has arrived.
+
     TIMER = VMStateDescription("my-timer", fields=..., pre_save=before_save, post_load=after_load)
 """
 

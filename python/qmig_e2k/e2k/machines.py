@@ -147,6 +147,10 @@ def build(
             raise migration_error("invalid-argument", f"device {option!r} is none of {', '.join(OPTIONS)}")
         if name != "e2k-1.0":
             raise migration_error("invalid-argument", f"the machine {name} has no device {option}; use e2k")
+    try:
+        chosen = cpu_model(model)
+    except ValueError as error:
+        raise migration_error("invalid-argument", str(error)) from None
     if name == "none":
         if tags:
             raise migration_error("invalid-argument", "the machine none has no memory tags; use e2k")
@@ -154,10 +158,6 @@ def build(
     count = 1 if cpus is None else cpus
     if not 1 <= count <= MAX_CPUS:
         raise migration_error("invalid-argument", f"{count} CPUs: 1 to {MAX_CPUS} are possible")
-    try:
-        chosen = cpu_model(model)
-    except ValueError as error:
-        raise migration_error("invalid-argument", str(error)) from None
     blocks = [BlockSpec("e2k.ram", ram_size)]
     if kernel_size is None:
         blocks.append(BlockSpec("e2k.firmware", FIRMWARE_SIZE))

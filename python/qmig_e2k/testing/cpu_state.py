@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qmig_e2k.e2k.registers import Register
 
 HW_VIRT = 1 << 24
-"""IDR: the CPU has hardware virtualization, so that `cpu/hv` travels."""
+"""IDR: the guest is told that the CPU has hardware virtualization."""
 
 _LOW = 0xFFFF_FFFF
 _BASE = (1 << 48) - 1
@@ -94,9 +94,9 @@ def legalize(cpu: Cpu) -> None:
     cpu.core_mode &= {2: 0, 6: 0x7E, 7: 0x1FE}.get(isa, 0x1E)
     _main_body(cpu)
     _subsections(cpu)
-    for name, group in GROUPS:
+    for _, group in GROUPS:
         since, until = getattr(group, "since", 0), getattr(group, "until", isa)
-        if not since <= isa <= until or (name == "cpu/hv" and not virtualization):
+        if not since <= isa <= until:
             group.reset(cpu)
     if isa < 6:
         cpu.sclkm3 = cpu.cu_pmgr0 = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qmig_e2k.e2k.cpu.parts import Preset
+from qmig_e2k.e2k.hooks import after_load, before_save
 from qmig_e2k.vmstate import VMStateDescription, bool_, int32, uint32
 
 NO_EXCEPTION = -1
@@ -36,9 +37,10 @@ class CpuCommon:
         self.crash_occurred = False
 
 
-def post_load(cpu: Any, _version: int) -> None:
-    """Forget what no longer means anything."""
+def post_load(cpu: Any, version: int) -> object:
+    """Forget what no longer means anything; flushing translations is the emulator's `after_load`."""
     cpu.interrupt_request &= ~_INTERRUPT_EXIT
+    return after_load(cpu, version)
 
 
 CPU_COMMON = VMStateDescription(
@@ -49,6 +51,7 @@ CPU_COMMON = VMStateDescription(
         Preset("exception_index", lambda _: NO_EXCEPTION),
         Preset("crash_occurred", lambda _: False),
     ],
+    pre_save=before_save,
     post_load=post_load,
     subsections=[
         VMStateDescription(

@@ -1,4 +1,9 @@
-"""Hardware virtualization: shadow state of guest and host, and the intercept information."""
+"""Hardware virtualization: shadow state of guest and host, and the intercept information.
+
+A CPU that does not model it has zeros there, so that nothing travels. What is not zero travels whatever bit 24 of IDR
+(hw_virt) says: no check of the specification ties the two together, so such a stream must be taken, and what was taken
+must not be lost by the next save.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +14,12 @@ from qmig_e2k.e2k.hooks import require
 from qmig_e2k.e2k.registers import word, words
 from qmig_e2k.vmstate import uint32, uint64
 
-_HW_VIRT = 1 << 24
-"""IDR says that the CPU has it."""
-
 
 def _check(cpu: Any, _version: int) -> None:
     for count, name in ((cpu.intc_cu_num, "intc_info_cu"), (cpu.intc_mu_num, "intc_info_mu")):
         info = array(getattr(cpu, name))
         if count > len(info) or info[count:].any():
             require(False, "C36", "cpu %d: invalid intercept info", cpu.index, field=name)
-
-
-def _needed(cpu: Any) -> bool:
-    return bool(cpu.idr & _HW_VIRT) and HV.differs(cpu)
 
 
 HV = Part(
@@ -45,6 +43,5 @@ HV = Part(
     words("intc_info_mu", uint64, 77),
     word("g_preempt_tmr", uint64),
     since=6,
-    needed=_needed,
     check=_check,
 )
