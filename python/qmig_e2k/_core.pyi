@@ -470,3 +470,48 @@ class ModelGuest:
     def verify(self) -> tuple[int, bool, int | None]:
         """Replay all steps on fresh memory: (steps, equal, first differing offset). Raises MigrationError while running."""
     def throttle(self, percent: int) -> None: ...
+
+# ---- experiments (rust/py/src/lab.rs) -------------------------------------------------------------------------------
+
+@final
+class Toucher:
+    """A thread of the core that touches the pages of a block and measures each touch."""
+
+    def __new__(
+        cls,
+        block: Block,
+        *,
+        order: str = "random",
+        seed: int = 0,
+        page: int = 4096,
+        write: bool = False,
+        faults: int = 0,
+    ) -> Self:
+        """Touches one word in every `page` bytes, in the `order` `seq`, `random` (each page once) or `zipf`; ends after `faults` faults (0: with the order).
+        Raises ValueError with the reason."""
+    @staticmethod
+    def fill(block: Block) -> None:
+        """Give the block the content by which a toucher knows its pages: every byte of page n is n % 251 + 1."""
+    def order(self, count: int) -> list[int]:
+        """The first `count` pages in the order in which they are touched; the seed alone makes it."""
+    def start(self) -> None:
+        """Begin; nothing if it has begun before."""
+    def stop(self) -> None:
+        """End after the present touch; returns then."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end; False if it has not come within `timeout` seconds."""
+    def record(self) -> str:
+        """JSON: `touches`, `wrong` (pages with another content than `fill` gave), `seconds` (null until the end), `faults`: {count, p50_ns, p90_ns, p99_ns,
+        p999_ns, max_ns, mean_ns, buckets} of the touches that took more than 2 us, as the touching thread saw them."""
+
+@final
+class Shaper:
+    """A relay to a port of 127.0.0.1 that is a link of a known length and speed. Runs in threads of the core."""
+
+    def __new__(cls, port: int, *, delay_us: int = 0, mbit: int = 0) -> Self:
+        """One-way delay, and bandwidth each way shared by all connections (0: no limit)."""
+    @property
+    def port(self) -> int:
+        """Where it listens on 127.0.0.1."""
+    def close(self) -> None:
+        """Cut all connections and end the threads. Idempotent."""

@@ -2,11 +2,11 @@
 //!
 //! Every hot path of the project and no Python: bytes and meaning (`wire`), guest memory and what dirties it (`ram`),
 //! pages in other forms (`page`), stored streams (`stored`), transports (`channel`), memory whose pages come late (`postcopy`),
-//! the two sides of a migration (`send`, `recv`), their state and ownership (`control`), the QMP transport (`monitor`) and the
-//! deterministic model guest (`guest`).
+//! the two sides of a migration (`send`, `recv`), their state and ownership (`control`), the QMP transport (`monitor`), the
+//! deterministic model guest (`guest`) and what experiments need (`lab`).
 //!
 //! Dependencies point one way: sys, error ← wire ← page ← stored, ram ← channel ← postcopy ← control ← send, recv ← guest,
-//! monitor.
+//! lab, monitor.
 //! `unsafe` lives in `sys` only. There is no global state, and no thread that this crate does not own.
 #![deny(unsafe_code)]
 
@@ -14,6 +14,7 @@ pub mod channel;
 pub mod control;
 pub mod error;
 pub mod guest;
+pub mod lab;
 pub mod monitor;
 pub mod page;
 pub mod postcopy;

@@ -9,6 +9,7 @@ mod error;
 mod faults;
 mod guest;
 mod incoming;
+mod lab;
 mod monitor;
 mod outgoing;
 mod stored;
@@ -29,5 +30,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     incoming::register(module)?;
     monitor::register(module)?;
     faults::register(module)?;
-    guest::register(module)
+    guest::register(module)?;
+    lab::register(module)
 }

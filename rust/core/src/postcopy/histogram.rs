@@ -5,6 +5,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde_json::{Value, json};
+
 /// log2 of the buckets in a power of two.
 const FINE: u32 = 6;
 const PER_OCTAVE: usize = 1 << FINE;
@@ -14,7 +16,7 @@ const BUCKETS: usize = (OCTAVES + 1) * PER_OCTAVE;
 
 /// Counts of durations in nanoseconds.
 #[derive(Debug)]
-pub(super) struct Histogram {
+pub(crate) struct Histogram {
     buckets: Box<[AtomicU64]>,
     sum: AtomicU64,
     max: AtomicU64,
@@ -35,11 +37,11 @@ fn bounds(index: usize) -> (u64, u64) {
 }
 
 impl Histogram {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(), sum: AtomicU64::new(0), max: AtomicU64::new(0) }
     }
 
-    pub(super) fn add(&self, value: u64) {
+    pub(crate) fn add(&self, value: u64) {
         self.buckets[index(value)].fetch_add(1, Ordering::Relaxed);
         self.sum.fetch_add(value, Ordering::Relaxed);
         if value > self.max.load(Ordering::Relaxed) {
@@ -48,7 +50,7 @@ impl Histogram {
     }
 
     /// What was counted so far; counts that come meanwhile are in it or not.
-    pub(super) fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         let counts: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
         let count = counts.iter().sum();
         Snapshot { counts, count, sum: self.sum.load(Ordering::Relaxed), max: self.max.load(Ordering::Relaxed) }
@@ -57,16 +59,16 @@ impl Histogram {
 
 /// A histogram that does not change.
 #[derive(Debug)]
-pub(super) struct Snapshot {
+pub(crate) struct Snapshot {
     counts: Vec<u64>,
-    pub(super) count: u64,
+    pub(crate) count: u64,
     sum: u64,
-    pub(super) max: u64,
+    pub(crate) max: u64,
 }
 
 impl Snapshot {
     /// The value that `per_mille` of a thousand do not exceed; 0 if there is none.
-    pub(super) fn percentile(&self, per_mille: u64) -> u64 {
+    pub(crate) fn percentile(&self, per_mille: u64) -> u64 {
         let wanted = (self.count * per_mille).div_ceil(1000).max(1);
         let mut seen = 0;
         for (bucket, count) in self.counts.iter().enumerate() {
@@ -79,12 +81,22 @@ impl Snapshot {
         0
     }
 
-    pub(super) fn mean(&self) -> u64 {
+    /// For records: count, percentiles, greatest and mean in nanoseconds, and the buckets as [least value, how many values wide, count].
+    pub(crate) fn record(&self) -> Value {
+        let at = |per_mille| self.percentile(per_mille);
+        let buckets: Vec<Value> = self.filled().map(|(least, width, count)| json!([least, width, count])).collect();
+        json!({
+            "count": self.count, "p50_ns": at(500), "p90_ns": at(900), "p99_ns": at(990), "p999_ns": at(999),
+            "max_ns": self.max, "mean_ns": self.mean(), "buckets": buckets,
+        })
+    }
+
+    pub(crate) fn mean(&self) -> u64 {
         self.sum.checked_div(self.count).unwrap_or(0)
     }
 
     /// The buckets that are not empty: least value, how many values wide, count.
-    pub(super) fn filled(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
+    pub(crate) fn filled(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
         self.counts.iter().enumerate().filter(|(_, count)| **count > 0).map(|(bucket, count)| {
             let (least, width) = bounds(bucket);
             (least, width, *count)

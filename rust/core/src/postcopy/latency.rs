@@ -235,14 +235,7 @@ impl Latency {
     /// For records (`phases` of lab and bench): phase -> {count, `p50_ns`, `p90_ns`, `p99_ns`, `p999_ns`, `max_ns`, `mean_ns`, buckets};
     /// a bucket is [least value, how many values wide, count].
     pub fn snapshot(&self) -> Value {
-        self.each(|seen| {
-            let at = |per_mille| seen.percentile(per_mille);
-            let buckets: Vec<Value> = seen.filled().map(|(least, width, count)| json!([least, width, count])).collect();
-            json!({
-                "count": seen.count, "p50_ns": at(500), "p90_ns": at(900), "p99_ns": at(990), "p999_ns": at(999),
-                "max_ns": seen.max, "mean_ns": seen.mean(), "buckets": buckets,
-            })
-        })
+        self.each(Snapshot::record)
     }
 
     /// What the record of one fault costs, in nanoseconds: the median of many short rounds. For benchmarks.

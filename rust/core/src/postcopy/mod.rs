@@ -13,7 +13,7 @@
 //! belongs there is never a page of zeros, but an error or a wait.
 
 mod faults;
-mod histogram;
+pub(crate) mod histogram;
 mod latency;
 pub mod local;
 mod memory;
