@@ -1,4 +1,4 @@
-"""Golden vectors of the CPU (spec/e2k-machine.md 7: 1 to 11, 14 to 28, 37).
+"""Golden vectors of the CPU (spec/e2k-machine.md 7: 1 to 11, 14 to 28, 37, 38).
 
     python tests/cpu_vectors.py      # writes tests/streams/e2k/cpu-NN-*.bin anew
 
@@ -230,6 +230,9 @@ VECTORS = [
     ),
     Vector("11-nmi-enabled", state={"psr": 0x21}, request=0x200),
     Vector("11-nmi-masked", state={"psr": 0x01}, request=0x200),
+    Vector("11-nmi-enabled-v6", "e16c", {"psr": 0x21}, request=0x200),
+    Vector("11-nmi-masked-v6", "e16c", {"psr": 0x01}, request=0x200),
+    Vector("12-hard", request=0x2),
     Vector(
         "14-tags-v4",
         state={"br": 8 | 7 << 6, "tags": _TAGGED_V4, "regs_lo": _RANDOM[:20]},
@@ -321,6 +324,22 @@ VECTORS = [
         ("cpu/debug", "cpu/monitors"),
     ),
     Vector(
+        "24-debug-v4",
+        state={
+            "dibcr": 0x0FF,
+            "dibsr": 0x00F,
+            "dibar": [0x1_0000_0000 + 0x100 * i for i in range(4)],
+            "ddbcr": 0x3FFF << 42 | 0x3FFF,
+            "ddbsr": 3 << 49,
+            "ddbar": [0x8000_0000_0000 - 8 * i for i in range(1, 5)],
+            "dimcr": 0x41_0000_0041,
+            "dimar": [1, 1 << 63],
+            "ddmar": [2, 3],
+        },
+        parts=("cpu/debug", "cpu/monitors"),
+        ignored={"dimtp": [0x1_2345_6780, 1]},
+    ),
+    Vector(
         "25-mmu",
         "e16c",
         {
@@ -363,6 +382,17 @@ VECTORS = [
             "intc_mu_num": 77,
             "intc_info_mu": [(i + 1) << 40 | i for i in range(77)],
             "g_preempt_tmr": 0x0123_4567,
+        },
+        ("cpu/hv",),
+    ),
+    Vector(
+        "26-shadow-stacks",  # IDR does not tell of virtualization: what there is travels all the same
+        "e16c",
+        {
+            "hv_stacks": [word for i in range(4) for word in (0x4000 << 48 | i << 20, 0x1_0000 << 32 | i << 5)],
+            "sh_pshtp": 0x40,
+            "sh_pcshtp": 0x20,
+            "sh_wd": 0x50_00A0_0000,
         },
         ("cpu/hv",),
     ),
@@ -410,7 +440,51 @@ VECTORS = [
 ]
 
 
+@dataclass(frozen=True)
+class Rejection:
+    """A stream that must be refused (vector 38).
+
+    Attributes:
+        vector: what is in it.
+        code: of the check that refuses it.
+        text: what it says, after `cpu 0: `.
+        model: CPU model of the machine that is to load it.
+        tags: that machine keeps memory tags.
+    """
+
+    vector: Vector
+    code: str
+    text: str
+    model: str = "e8c"
+    tags: bool = True
+
+
+def _refused(name: str, code: str, text: str, state: State, *parts: str) -> Rejection:
+    return Rejection(Vector(f"38-{name}", state=state, parts=parts), code, text)
+
+
+REJECTIONS = [
+    Rejection(Vector("38-isa", state={"osr0": 1}), "C01", "ISA v4 in stream, model is v5", "e8c2"),
+    _refused("psize", "C09", "window out of range (base 0 size 128 psize 144)", {"wd": 0x80 << 16 | 0x90 << 32}),
+    _refused("size", "C09", "window out of range (base 0 size 1800 psize 64)", {"wd": 0x708 << 16 | 0x40 << 32}),
+    _refused("base", "C10", "dirty windows in normal form", {"wd": 16 | 0x80 << 16 | 0x40 << 32}),
+    _refused("psp-beyond", "C15", "PSP index 0x100020 beyond size 0x100000", {"psp_hi": _PSP | 0x10_0020}),
+    _refused("psp-misaligned", "C16", "PSP index 0x108 misaligned", {"psp_hi": _PSP | 0x108}),
+    _refused("pcsp-misaligned", "C16", "PCSP index 0x28 misaligned", {"pcsp_hi": _PCSP | 0x28}),
+    _refused("precision", "C24", "invalid FP control word", {"fpcr": 0x17F}, "cpu/fp"),
+    _refused("qp-hi", "C25", "subsection cpu/qp_hi not valid for ISA v4", {"regs_hi": [1]}, "cpu/qp_hi"),
+    _refused("wide-tag", "C25", "subsection cpu/tags not valid for ISA v4", {"tags": [0xF, 0x10]}, "cpu/tags"),
+    Rejection(
+        Vector("38-no-tags", state={"tags": [0xF, 0xC]}, parts=("cpu/tags",)),
+        "C26",
+        "tagged registers but tags are disabled",
+        tags=False,
+    ),
+    _refused("aaincr", "C29", "invalid AAU state", {"aaincr": [2]}, "cpu/aau"),
+]
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for vector in VECTORS:
+    for vector in [*VECTORS, *(rejection.vector for rejection in REJECTIONS)]:
         vector.path.write_bytes(vector.bytes())

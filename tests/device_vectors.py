@@ -1,4 +1,4 @@
-"""Golden vectors of the devices (spec/e2k-machine.md 7: 2, 12, 13, 29 to 34).
+"""Golden vectors of the devices (spec/e2k-machine.md 7: 2, 11 to 13, 29 to 34).
 
     python tests/device_vectors.py      # writes tests/streams/e2k/device-NN-*.bin anew
 
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 FOLDER = STREAMS / "e2k"
 
 APIC_RESET = {"apicbase": 0xFEE0_0900, "spurious_vec": 0xFF, "dest_mode": 0xF, "lvt": 0x1_0000, "timer_expiry": -1}
+APIC_E2K_RESET = {
+    "nm_timer_lvtt": 0x1_0000,
+    "lvt2": 0x1_0000,
+    "lvt3": 0x1_0000,
+    "lvt4": 0x1_0000,
+    "nm_timer_expiry": -1,
+}
 CEPIC_RESET = {
     "esr2": 0x1_0000,
     "timer_lvtt": 0x1_0000,
@@ -104,7 +111,7 @@ def pci_config(device: int, head: str, changes: State | None = None, *, pin: int
     return [made.get(at, 0) for at in range(256)]
 
 
-def _channel(**values: Any) -> State:
+def channel(**values: Any) -> State:
     """One serial channel: after reset, but for `values`; single registers by their number."""
     wregs = {4: 0x04, 9: 0xC0, 11: 0x08, 14: 0x30, 15: 0xF8} | values.pop("wregs", {})
     rregs = {0: 0x44, 1: 0x07} | values.pop("rregs", {})
@@ -116,8 +123,8 @@ def _channel(**values: Any) -> State:
 def _served(enabled: int) -> State:
     """Both channels have received a byte, channel B's interrupts are being served; `enabled`: the master bit."""
     master = {9: 0xC0 | enabled}
-    first = _channel(reg=1, rxint=1, rxint_under_svc=1, txint_under_svc=1, rx=0x41, wregs=master, rregs={0: 0x45})
-    second = _channel(reg=15, txint=1, rx=0x42, tx=0x43, wregs=master | {12: 0x0A, 13: 0x01}, rregs={0: 0x45, 3: 0x3F})
+    first = channel(reg=1, rxint=1, rxint_under_svc=1, txint_under_svc=1, rx=0x41, wregs=master, rregs={0: 0x45})
+    second = channel(reg=15, txint=1, rx=0x42, tx=0x43, wregs=master | {12: 0x0A, 13: 0x01}, rregs={0: 0x45, 3: 0x3F})
     return {"chn": [first, second]}
 
 
@@ -176,6 +183,21 @@ VECTORS = [
         )
         for index in range(4)
     ),
+    Vector(
+        "11-apic-nm",
+        APIC,
+        lambda: Apic(0, MODELS["e8c"]),
+        {"nm": 0x4_0100},
+        APIC_RESET,
+        {"apic/e2k": APIC_E2K_RESET | {"nm": 0x4_0100}},
+    ),
+    Vector(
+        "11-cepic-nmi",
+        CEPIC,
+        lambda: Cepic(0, MODELS["e16c"]),
+        {"pnmirr": 1 << 10},
+        CEPIC_RESET | {"ctrl": 0x100},
+    ),
     *(
         Vector(
             f"12-apic-{name}",
@@ -209,6 +231,14 @@ VECTORS = [
             "rt_msi": 0x1_2000_0000,
         },
         SIC_RESET,
+    ),
+    Vector(
+        "29-sic-mon",
+        SIC,
+        lambda: Sic(MODELS["e16c"]),
+        {"sccfg": 1, "sic_mcr": 0x101, "sic_mar": [(1 << 64) - 1, 0x1_0000_0001], "sic_int": 2},
+        SIC_RESET,
+        {"e2k-sic/mon": {"sccfg": 1, "sic_mcr": 0x101, "sic_mar": [(1 << 64) - 1, 0x1_0000_0001], "sic_int": 2}},
     ),
     Vector(
         "29-iommu",

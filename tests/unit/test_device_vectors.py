@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from device_vectors import VECTORS, Vector
-from devices import change, load, present, refused, rows, save, state
+from device_vectors import VECTORS, Vector, channel
+from devices import State, change, load, present, refused, rows, save, state, told
 
 NAMES = [vector.name for vector in VECTORS]
 
@@ -57,3 +57,33 @@ def test_vector_12_a_maskable_interrupt_waits_for_the_task_priority(name: str, p
         target.cpu = SimpleNamespace(interrupt_request=before | 0x80)
         load(vector.description, target, vector.path.read_bytes())
         assert target.cpu.interrupt_request == 0x80 | pending
+
+
+VIOLATIONS: dict[str, tuple[str, State]] = {
+    "apic": ("A02", {"count_shift": 8}),
+    "cepic": ("E02", {"esr": 1}),
+    "e2k-sic": ("S03", {"rt_msi": 1}),
+    "e2k-iommu": ("M02", {"flush_pending": 1}),
+    "ioepic": ("O01", {"int_ctrl": 1}),
+    "iohub-pcibridge": ("P02", {"irq_state": 2}),
+    "escc-pci": ("P02", {"irq_state": 2}),
+    "escc": ("K01", {"chn": [channel(), channel(reg=16)]}),
+    "e2k-lt": ("L01", {"counter_control": 8}),
+}
+"""Check and the registers that violate it, by description."""
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=NAMES)
+def test_with_one_hard_check_violated_the_vector_is_refused(vector: Vector) -> None:
+    name, target = vector.description.name, vector.new()
+    if name == "PCIBUS":
+        error = refused(vector.description, target, replace(vector, reset={"nirq": 3}).bytes())
+        assert (error.path, error.message) == ("PCIBUS/0/nirq", "0x3 in the stream, 0x4 here")
+    elif name == "mc146818rtc":
+        # any content is legal, whose period is derived anew; a version that is not is no content
+        error = refused(vector.description, target, vector.bytes(), version=4)
+        assert error.kind == "bad-version"
+    else:
+        code, values = VIOLATIONS[name]
+        error = refused(vector.description, target, replace(vector, state=vector.state | values).bytes())
+        assert told(error)[0] == code
