@@ -78,9 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(handler=_doctor)
     _add_bench(commands)
     _add_analyze(commands)
-    later = commands.add_parser("lab", help="not built yet", add_help=False, prefix_chars="\0")
-    later.add_argument("arguments", nargs="*")
-    later.set_defaults(handler=_not_built)
+    _add_lab(commands)
     return parser
 
 
@@ -127,6 +125,99 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     bench.add_argument("--runs", type=int, default=5, metavar="N", help="counted runs of each case, default 5")
     bench.add_argument("--programs", type=Path, metavar="DIR", help="bare programs to measure beside (see make bench)")
     bench.set_defaults(handler=_bench)
+
+
+_FAULTS_EPILOG = """\
+A source process whose RAM is full, a destination process whose RAM is empty, postcopy between them: the machine runs on
+the destination from the first moment, and its guest touches pages that are not there. Each touch is timed where it
+happens (`touch`); the fault thread of the destination times its parts:
+
+  read        from its waking up until it held this fault
+  request     until the request for the page was the next to be sent
+  first-byte  until the first byte of the page was there: the link twice, and the source
+  place       until the page was in its place and its thread woken
+  total       all four
+
+The pages and their order depend on --seed alone, on every host. Examples:
+
+  qmig-e2k lab faults                                            10,000 faults, nothing else on the link
+  qmig-e2k lab faults --preempt --background --ram 1G --faults 0 beside all the rest of the memory
+  qmig-e2k lab faults --delay-us 500 --mbit 1000 --json far.json --plot far.png
+
+The link of --delay-us and --mbit is a relay in this process, exact to some ten microseconds; without both there is
+none.
+Memory with pages of 2M must be there before: sysctl vm.nr_hugepages=N, for both processes together.
+
+exit status: 0 measured; 1 it came to nothing, and why; 2 bad usage.
+"""
+
+_SWEEP_EPILOG = """\
+Each key of FILE.toml is an option of `lab faults` without its dashes; a list makes it an axis of the grid:
+
+  ram = "64M"
+  faults = 2000
+  preempt = [false, true]
+  delay-us = [0, 100, 1000]
+
+These are six runs. The records go to DIR as 000.json and so on, in the order of the table; sweep.png shows them all.
+"""
+
+
+def _add_lab(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    lab = commands.add_parser("lab", help="experiments with postcopy: how long a fault takes, and why")
+    kinds = lab.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
+    faults = kinds.add_parser(
+        "faults",
+        help="one run: touch memory that is still at the source",
+        epilog=_FAULTS_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = faults.add_argument
+    add("--ram", type=_size, default=256 << 20, metavar="SIZE", help="with suffix K M G; default 256M")
+    add("--order", choices=("seq", "random", "zipf"), default="random", help="of the pages, default random")
+    add("--access", choices=("read", "write"), default="read", help="what a touch does, default read")
+    add("--faults", type=int, default=10_000, metavar="N", help="end after N, default 10000; 0: when all is touched")
+    add("--page", type=_page, default=4096, metavar="4K|2M", help="page size of the memory, default 4K")
+    add("--preempt", action="store_true", help="requested pages have a channel of their own")
+    add("--background", action="store_true", help="the source also sends the rest, as fast as it can")
+    add("--delay-us", type=int, default=0, metavar="N", help="added to each way of the link, default 0")
+    add("--mbit", type=int, default=0, metavar="N", help="bandwidth of the link each way, default 0: no limit")
+    add("--seed", type=int, default=0, metavar="N", help="of the order, default 0")
+    add("--json", type=Path, metavar="OUT", help="write the record to OUT")
+    add("--plot", type=Path, metavar="OUT.png", help="draw the histogram of each phase (needs matplotlib)")
+    faults.set_defaults(handler=_lab_faults)
+    sweep = kinds.add_parser(
+        "sweep",
+        help="a grid of such runs",
+        epilog=_SWEEP_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    sweep.add_argument("file", type=Path, metavar="FILE.toml", help="the grid")
+    sweep.add_argument("--out", type=Path, metavar="DIR", help="where the records go, default FILE")
+    sweep.set_defaults(handler=_lab_sweep)
+
+
+def _page(text: str) -> int:
+    sizes = {"4K": 4096, "2M": 2 << 20}
+    if text.upper() not in sizes:
+        raise argparse.ArgumentTypeError(f"{text!r} is no page size: there are 4K and 2M")
+    return sizes[text.upper()]
+
+
+def _lab_faults(options: argparse.Namespace) -> int:
+    from qmig_e2k.lab import command  # noqa: PLC0415  the other commands need none of it
+
+    names = ("ram", "order", "access", "faults", "page", "preempt", "background", "delay_us", "mbit", "seed")
+    conditions = {name: getattr(options, name) for name in names}
+    return command.faults(conditions, json_out=options.json, plot_out=options.plot)
+
+
+def _lab_sweep(options: argparse.Namespace) -> int:
+    from qmig_e2k.lab import command  # noqa: PLC0415  the other commands need none of it
+
+    return command.sweep(options.file, options.out)
 
 
 _ANALYZE_EPILOG = """\
@@ -310,8 +401,3 @@ def _bench(options: argparse.Namespace) -> int:
     from qmig_e2k import bench  # noqa: PLC0415  the other commands need none of it
 
     return bench.run(options.subject, runs=options.runs, programs=options.programs, out=options.json)
-
-
-def _not_built(options: argparse.Namespace) -> int:
-    print(f"qmig-e2k {options.command}: not built yet in this version of qmig_e2k", file=sys.stderr)
-    return 1
