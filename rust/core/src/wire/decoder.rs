@@ -567,8 +567,9 @@ impl<S: ByteSource> Decoder<S> {
         self.input.skip(1)?;
         let length = self.input.be32()?;
         let kept = if self.offline { length.min(DESCRIPTION_KEPT) } else { 0 };
-        let text = self.input.read_vec(kept.into())?;
-        self.input.skip(u64::from(length - kept))?;
+        let start = self.input.offset();
+        let read = self.input.read_vec(kept.into()).and_then(|text| self.input.skip(u64::from(length - kept)).map(|()| text));
+        let text = read.map_err(|e| self.input.within_field(start, length.into(), e))?;
         Ok(Some(Description { offset, length, text }))
     }
 

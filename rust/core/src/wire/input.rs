@@ -73,12 +73,20 @@ pub trait PayloadSource {
             let step = usize::try_from(left).map_or(READ_STEP, |left| left.min(READ_STEP));
             let from = out.len();
             out.resize(from + step, 0);
-            // A truncation is that of the whole field.
-            self.read_exact(&mut out[from..])
-                .map_err(|e| if e.kind == ErrorKind::Truncated { Error { offset: Some(start), ..e } } else { e })?;
+            let read = self.read_exact(&mut out[from..]);
+            read.map_err(|e| self.within_field(start, n, e))?;
             left -= step as u64;
         }
         Ok(out)
+    }
+
+    /// An error that ended a field of `n` bytes from `start` on, read in steps: a truncation is that of the whole field.
+    fn within_field(&self, start: u64, n: u64, error: Error) -> Error {
+        if error.kind != ErrorKind::Truncated {
+            return error;
+        }
+        let came = self.offset().saturating_sub(start) + self.buffered() as u64;
+        Error { path: error.path, ..truncated(start, n.saturating_sub(came)) }
     }
 }
 
@@ -221,7 +229,7 @@ impl<S: ByteSource> Input<S> {
                 let missing = rest.len();
                 let got = self.peek(missing)?;
                 if got.len() < missing {
-                    return Err(truncated(start, missing - got.len()));
+                    return Err(truncated(start, (missing - got.len()) as u64));
                 }
                 rest.copy_from_slice(got);
                 self.at += missing;
@@ -230,7 +238,7 @@ impl<S: ByteSource> Input<S> {
             let n = if self.ended { 0 } else { self.source.read(rest)? };
             if n == 0 {
                 self.ended = true;
-                return Err(truncated(start, rest.len()));
+                return Err(truncated(start, rest.len() as u64));
             }
             // The buffer is empty, so its base may stand anywhere.
             self.base += n as u64;
@@ -262,7 +270,7 @@ impl<S: ByteSource> Input<S> {
                 left -= passed;
             }
             if left > 0 && !self.more(1)? {
-                return Err(truncated(start, usize::try_from(left).unwrap_or(usize::MAX)));
+                return Err(truncated(start, left));
             }
         }
     }
@@ -272,7 +280,7 @@ impl<S: ByteSource> Input<S> {
     fn fill(&mut self, need: usize) -> Result<()> {
         while self.buffered() < need {
             if !self.more(need)? {
-                return Err(truncated(self.offset(), need - self.buffered()));
+                return Err(truncated(self.offset(), (need - self.buffered()) as u64));
             }
         }
         Ok(())
@@ -319,7 +327,7 @@ impl<S: ByteSource> PayloadSource for Input<S> {
 }
 
 /// The stream ended inside the field at `offset`.
-fn truncated(offset: u64, missing: usize) -> Error {
+fn truncated(offset: u64, missing: u64) -> Error {
     let bytes = if missing == 1 { "1 byte is".to_owned() } else { format!("{missing} bytes are") };
     Error::new(ErrorKind::Truncated, format!("the stream ends inside this field: {bytes} missing")).at(offset)
 }
