@@ -183,9 +183,9 @@ class StoredStream:
     def channels(self) -> list[dict[str, Any]]:
         """What each multifd channel brought: `id` (None: nothing yet), `packets`, `normal` and `zero` pages, bytes of `device_state`."""
     def blocks(self) -> list[dict[str, Any]]:
-        """RAM blocks: `name`, `raw_name` (bytes), `size` (used length), `offset` of the entry, `page_size`, `address` (None: not said), `mapped` (mapped-ram), `complete`: every page came."""
-    def runs(self, block: int) -> list[tuple[int, int]]:
-        """(offset, length) of the pages of a block that came and may hold something else than zeros, ascending."""
+        """RAM blocks: `name`, `raw_name` (bytes), `size` (used length), `offset` of the entry, `page_size`, `address` (None: not said), `mapped` (mapped-ram), `complete`: every page came, `pages`: how many did."""
+    def next_run(self, block: int, offset: int) -> tuple[int, int] | None:
+        """(offset, length) of the first pages of a block from `offset` on that came and may hold something else than zeros."""
     def read(self, block: int, offset: int, length: int) -> bytearray:
         """The last contents of whole pages; what did not come reads as zero."""
 

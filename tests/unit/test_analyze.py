@@ -447,7 +447,7 @@ def test_arguments(tmp_path):
 def test_ram_can_be_read():
     made = analyze(recorded("qemu7-none-plain"), hashes=False)
     assert made.blocks[0].sha256 is None
-    at, length = made.ram_runs(0)[0]
+    at, length = next(made.ram_runs(0))
     assert at
     assert length
     assert made.read_ram(0, at - PAGE, PAGE) == bytes(PAGE)

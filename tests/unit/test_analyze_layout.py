@@ -355,7 +355,7 @@ def test_a_description_may_not_cost_more_than_the_stream(monkeypatch):
 def test_malformed(text):
     if text.endswith(b'"fields": {}} '):
         # an empty object has no members, as a list has no elements
-        assert parse_device(parse_document(text)).entries == ()
+        assert parse_device(parse_document(text)).fields == ()
         return
     with pytest.raises(ValueError, match=r"\S"):
         parse_device(parse_document(text))

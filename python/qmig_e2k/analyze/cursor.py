@@ -24,12 +24,14 @@ class StoredFile:
     Attributes:
         fd: its descriptor.
         length: bytes.
+        held: bytes that really stand in it; the rest are holes.
     """
 
     def __init__(self, source: str | os.PathLike[str] | bytes) -> None:
         """Open a path, or keep bytes."""
         self.fd = _from_bytes(source) if isinstance(source, bytes) else _open(source)
-        self.length = os.fstat(self.fd).st_size
+        said = os.fstat(self.fd)
+        self.length, self.held = said.st_size, min(said.st_size, said.st_blocks * 512)
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset` on; fewer only at the end."""

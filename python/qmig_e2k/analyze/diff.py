@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from heapq import merge
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -165,9 +166,8 @@ def _ram(a: Analysis, b: Analysis) -> Iterator[Difference]:
 
 def _differing(a: Analysis, block_a: int, b: Analysis, block_b: int, length: int) -> Iterator[tuple[int, int]]:
     """Differing pages of the first `length` bytes, as (offset, length). Only what came of either is looked at."""
-    runs = sorted([*a.ram_runs(block_a), *b.ram_runs(block_b)])
     done = 0
-    for start, size in runs:
+    for start, size in merge(a.ram_runs(block_a), b.ram_runs(block_b)):
         end = min(start + size, length)
         done = max(done, start)
         while done < end:

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 64
 MAX_FIELDS = 1 << 20
-"""Fields and elements of one section: a description could name far more than the stream has bytes."""
+"""Fields and elements of all sections together: for each one a description may name more than the stream has bytes."""
+NUMBERS_PER_FIELD = 4
+"""Numbers of an array that cost as much as a field."""
+BYTES_PER_FIELD = 64
+"""Bytes of a buffer that cost as much as a field."""
 SUBSECTION = 0x05
 
 NUMBERS = {
@@ -77,14 +81,14 @@ class Layout:
     Attributes:
         name: name of the description.
         version: version that was written.
-        entries: fields in stream order.
-        subsections: optional parts.
+        fields: in stream order, each with its entries: several where elements of an array have one each.
+        subsections: optional parts by the bytes of their name.
     """
 
     name: str
     version: int
-    entries: tuple[Entry, ...]
-    subsections: tuple[Layout, ...]
+    fields: tuple[tuple[Entry, ...], ...]
+    subsections: Mapping[bytes, Layout]
 
 
 # ---- from JSON
@@ -121,7 +125,7 @@ def parse_device(device: JsonObject) -> Layout:
         size = member(device, "size", int)
         if size < 0:
             raise ValueError("a size below 0")
-        return Layout(member(device, "name", str), 0, (Entry("data", "buffer", size, None, None, ()),), ())
+        return Layout(member(device, "name", str), 0, ((Entry("data", "buffer", size, None, None, ()),),), {})
     return parse_layout(device)
 
 
@@ -129,11 +133,14 @@ def parse_layout(of: JsonObject, depth: int = 0) -> Layout:
     """A description object; ValueError says what is wrong with it."""
     if depth > MAX_DEPTH:
         raise ValueError("nested too deep")
+    name, version = member(of, "vmsd_name", str), member(of, "version", int)
+    entries = [_entry(_object(entry), depth) for entry in member(of, "fields", list)]
+    parts = [parse_layout(_object(part), depth + 1) for part in member(of, "subsections", list, [])]
     return Layout(
-        member(of, "vmsd_name", str),
-        member(of, "version", int),
-        tuple(_entry(_object(entry), depth) for entry in member(of, "fields", list)),
-        tuple(parse_layout(_object(part), depth + 1) for part in member(of, "subsections", list, [])),
+        name,
+        version,
+        tuple(tuple(group) for _, group in groupby(entries, lambda entry: entry.name)),
+        {part.name.encode("utf-8", "surrogateescape"): part for part in parts},
     )
 
 
@@ -174,28 +181,45 @@ def _repeated(of: JsonObject) -> Iterator[Members]:
 # ---- reading
 
 
+class Budget:
+    """How many fields may still be read by all who share it."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        """`MAX_FIELDS`."""
+        self._left = MAX_FIELDS
+
+    def spend(self, count: int) -> bool:
+        """Take `count` fields off, if there are as many; whether there were."""
+        if count > self._left:
+            return False
+        self._left -= count
+        return True
+
+
 class Decoder:
     """Reads one payload. What was read before a refusal is in `body`."""
 
-    def __init__(self, cursor: Cursor, layout: Layout, version: int) -> None:
-        """`version` is that of the section header."""
+    def __init__(self, cursor: Cursor, layout: Layout, version: int, budget: Budget | None = None) -> None:
+        """`version` is that of the section header; `budget` is shared with the other sections of a stream."""
         self.cursor = cursor
         self.layout = layout
         self.body = Body(layout.name, version)
-        self._budget = MAX_FIELDS
+        self._budget = budget or Budget()
 
     def run(self) -> None:
         """Read it all; Refusal with offset and path where it does not fit."""
         self._fill(self.layout, self.body)
 
     def _spend(self, count: int) -> None:
-        self._budget -= count
-        if self._budget < 0:
-            raise Refusal(f"more than {MAX_FIELDS} fields", self.cursor.offset, "limit-exceeded")
+        if not self._budget.spend(count):
+            raise Refusal(f"more than {MAX_FIELDS} fields in all sections", self.cursor.offset, "limit-exceeded")
 
     def _fill(self, layout: Layout, body: Body) -> None:
-        for name, group in groupby(layout.entries, lambda entry: entry.name):
-            entries = list(group)
+        for entries in layout.fields:
+            self._spend(len(entries))
+            name = entries[0].name
             item = Field(name, entries[0].type, self.cursor.offset)
             body.fields.append(item)
             try:
@@ -209,7 +233,7 @@ class Decoder:
                 item.size = self.cursor.offset - item.offset
         self._subsections(layout, body)
 
-    def _read(self, entries: list[Entry], item: Field) -> None:
+    def _read(self, entries: Sequence[Entry], item: Field) -> None:
         """A field: one value, or the elements of an array, with one entry for all, for each, or for each run."""
         if len(entries) == 1 and entries[0].count is None and entries[0].index is None:
             self._one(entries[0], lambda value: setattr(item, "value", value))
@@ -225,13 +249,21 @@ class Decoder:
     def _some(self, entry: Entry, count: int, values: list[Any]) -> None:
         code = NUMBERS.get(entry.type)
         if code is not None and entry.size == struct.calcsize(f">{code}"):
-            values += struct.unpack(f">{count}{code}", self.cursor.take(count * entry.size))
+            raw = self._take(count * entry.size)
+            self._spend(count // NUMBERS_PER_FIELD)
+            values += struct.unpack(f">{count}{code}", raw)
             return
         if count > 1 and (not entry.size or count > self.cursor.left):
             raise Refusal(f"{count} elements, more than the stream has", self.cursor.offset, "truncated")
         for _ in range(count):
             with Place(len(values), self.cursor.offset):
                 self._one(entry, values.append)
+
+    def _take(self, length: int) -> bytes:
+        """The next bytes, paid for. That the stream is too short for them says more than that they are too many."""
+        if length <= self.cursor.left:
+            self._spend(length // BYTES_PER_FIELD)
+        return self.cursor.take(length)
 
     def _one(self, entry: Entry, keep: Callable[[Any], None]) -> None:
         """One element, kept as early as there is something to keep: what follows may be cut off."""
@@ -250,7 +282,7 @@ class Decoder:
         if kind == "capability":
             raw = self.cursor.take(1)
             return self.cursor.take(raw[0]).decode("utf-8", "backslashreplace")
-        raw = self.cursor.take(size)
+        raw = self._take(size)
         code = NUMBERS.get(kind)
         if code is not None and size == struct.calcsize(f">{code}"):
             return struct.unpack(f">{code}", raw)[0]
@@ -295,6 +327,7 @@ class Decoder:
         while self.cursor.take(1) != b"\0":
             if len(made) == count:
                 raise Refusal(f"more than the {count} nodes announced", self.cursor.offset - 1)
+            self._spend(1)
             node = Body("node", 0)
             made.append(node)
             with Place(len(made) - 1):
@@ -316,14 +349,11 @@ class Decoder:
         self._nested(layout, lambda value: setattr(item, "value", value))
 
     def _subsections(self, layout: Layout, body: Body) -> None:
-        known: Mapping[bytes, Layout] = {
-            part.name.encode("utf-8", "surrogateescape"): part for part in layout.subsections
-        }
-        while known:
+        while layout.subsections:
             head = self.cursor.peek(2)
             if len(head) < 2 or head[0] != SUBSECTION:
                 return
-            part = known.get(self.cursor.peek(2 + head[1])[2:])
+            part = layout.subsections.get(self.cursor.peek(2 + head[1])[2:])
             if part is None:
                 return
             with Place(part.name, self.cursor.offset):

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmig_e2k.analyze.cursor import Cursor
+    from qmig_e2k.analyze.layout import Budget
 
 CHUNK = 1 << 20
 MOST_BITS = 10240
+BITS_PER_FIELD = 128
+"""Hex digits of a bitmap that cost as much as a field."""
 
 
 def _put(body: Body, cursor: Cursor, **values: Any) -> None:
@@ -29,7 +32,7 @@ def _name(cursor: Cursor) -> str:
     return cursor.take(cursor.take(1)[0]).decode("utf-8", "backslashreplace")
 
 
-def read_block(cursor: Cursor, body: Body, _kind: str) -> None:
+def read_block(cursor: Cursor, body: Body, _kind: str, budget: Budget) -> None:
     """Chunks of disks."""
     chunks: Counter[str] = Counter()
     zero: Counter[str] = Counter()
@@ -40,6 +43,8 @@ def read_block(cursor: Cursor, body: Body, _kind: str) -> None:
         flags, sector = word & 0x1FF, word >> 9
         if flags & 0x01:
             name = _name(cursor)
+            if name not in chunks and name not in zero and not budget.spend(1):
+                raise Refusal("more disks than anybody has", at, "limit-exceeded")
             (zero if flags & 0x08 else chunks)[name] += 1
             if not flags & 0x08:
                 _pass(cursor, CHUNK)
@@ -54,9 +59,10 @@ def read_block(cursor: Cursor, body: Body, _kind: str) -> None:
         _put(body, cursor, progress=progress)
 
 
-def read_dirty_bitmap(cursor: Cursor, body: Body, _kind: str) -> None:
+def read_dirty_bitmap(cursor: Cursor, body: Body, _kind: str, budget: Budget) -> None:
     """Dirty bitmaps of disks."""
     records: list[dict[str, Any]] = []
+    further = 0
     while True:
         at = cursor.offset
         flags = cursor.take(1)[0]
@@ -80,15 +86,20 @@ def read_dirty_bitmap(cursor: Cursor, body: Body, _kind: str) -> None:
                     raise Refusal(f"{size} bytes of bitmap, {MOST_BITS} are possible", at, "limit-exceeded")
                 record["bits"] = cursor.take(size).hex()
         if record:
-            records.append(record)
+            if budget.spend(1 + len(record.get("bits", "")) // BITS_PER_FIELD):
+                records.append(record)
+            else:
+                further += 1
         if flags & 0x01:
             break
         if not record:
             raise Refusal(f"flags {flags:#x} say nothing", at, "bad-flags")
     _put(body, cursor, records=records)
+    if further:
+        _put(body, cursor, further_records=further)
 
 
-def read_htab(cursor: Cursor, body: Body, kind: str) -> None:
+def read_htab(cursor: Cursor, body: Body, kind: str, _budget: Budget) -> None:
     """The page table of a pseries machine."""
     (word,) = struct.unpack(">I", cursor.take(4))
     if kind == "start":
@@ -109,7 +120,7 @@ def _pass(cursor: Cursor, length: int) -> None:
     cursor.take(length)
 
 
-READERS: dict[str, Callable[[Cursor, Body, str], None]] = {
+READERS: dict[str, Callable[[Cursor, Body, str, Budget], None]] = {
     "block": read_block,
     "dirty-bitmap": read_dirty_bitmap,
     "spapr/htab": read_htab,

@@ -69,6 +69,9 @@ class Body:
         return made
 
 
+NESTED = frozenset((Body, list))
+
+
 def plain(value: Value) -> Any:
     """A value with structures as dicts."""
     if isinstance(value, Body):
@@ -94,7 +97,7 @@ def _leaves(path: str, item: Field, value: Value) -> Iterator[tuple[str, Field, 
         value = value[0]
     if isinstance(value, Body):
         yield from leaves(value, f"{path}.")
-    elif isinstance(value, list) and any(isinstance(element, Body | list) for element in value):
+    elif isinstance(value, list) and not NESTED.isdisjoint(map(type, value)):
         for index, element in enumerate(value):
             yield from _leaves(f"{path}[{index}]", item, element)
     else:
@@ -252,10 +255,17 @@ class Analysis:
         assert self.stream is not None
         return self.stream.read(block, offset, length)
 
-    def ram_runs(self, block: int) -> list[tuple[int, int]]:
-        """(offset, length) of what came of a block and may be other than zero."""
+    def ram_runs(self, block: int) -> Iterator[tuple[int, int]]:
+        """(offset, length) of what came of a block and may be other than zero, ascending.
+
+        Raises:
+            MigrationError: the stream's file can no longer be read.
+        """
         assert self.stream is not None
-        return self.stream.runs(block)
+        at = 0
+        while (run := self.stream.next_run(block, at)) is not None:
+            yield run
+            at = sum(run)
 
     def record(self) -> dict[str, Any]:
         """The JSON record (contract section 2)."""

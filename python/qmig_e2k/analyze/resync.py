@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from qmig_e2k.vmstate.refusal import Refusal
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 
 REACH = 64 << 20
 """Bytes behind the header in which a footer is looked for."""
+MOST_READ = 1 << 30
+"""Bytes that all searches in a stream may read: each of its sections could ask for all of the rest."""
+PLACE = 4096
+"""Bytes that a place where the footer seems to stand counts for: what follows it must be looked at, too."""
+FIRST_STEP = 1 << 12
 STEP = 1 << 20
 FOOTER = b"\x7e"
 HEADER = 5 + 1 + 255 + 8
@@ -27,37 +34,61 @@ def footer(section_id: int) -> bytes:
     return FOOTER + struct.pack(">I", section_id)
 
 
-def find_end(file: StoredFile, start: int, section_id: int, live: Collection[int], *, first: bool) -> int | None:
-    """Offset of the footer of the section whose payload begins at `start`.
+class Search:
+    """Looks for the ends of payloads in one stream."""
 
-    Args:
-        file: the stream.
-        start: first byte of the payload.
-        section_id: the section's.
-        live: ids whose PART and END may follow.
-        first: take the first place; for live handlers, whose next sections end alike.
+    def __init__(self, file: StoredFile) -> None:
+        """Nothing was looked for yet."""
+        self._file = file
+        self._left = MOST_READ
 
-    Returns:
-        The only plausible place, or the first one; None: there is none, or there are several.
-    """
-    found: int | None = None
-    for at in _places(file, start, footer(section_id)):
-        if plausible(file, at + 5, live):
-            if first:
-                return at
-            if found is not None:
-                return None
-            found = at
-    return found
+    def find_end(
+        self, start: int, section_id: int, live: Collection[int], *, first: bool, before: int | None = None
+    ) -> int | None:
+        """Offset of the footer of the section whose payload begins at `start`.
 
+        Args:
+            start: first byte of the payload.
+            section_id: the section's.
+            live: ids whose PART and END may follow.
+            first: take the first place; for live handlers, whose next sections end alike.
+            before: end of the package that the section is in.
 
-def _places(file: StoredFile, start: int, mark: bytes) -> Iterator[int]:
-    for base in range(start, min(file.length, start + REACH), STEP):
-        piece = file.read(base, STEP + len(mark) - 1)
-        at = piece.find(mark)
-        while at >= 0:
-            yield base + at
-            at = piece.find(mark, at + 1)
+        Returns:
+            The only plausible place, or the first one; None: there is none, or there are several.
+
+        Raises:
+            Refusal: `limit-exceeded`: all searches in this stream have read too much.
+        """
+        found: int | None = None
+        end = min(self._file.length, start + REACH, self._file.length if before is None else before)
+        for at in self._places(start, end, footer(section_id)):
+            if plausible(self._file, at + 5, live):
+                if first:
+                    return at
+                if found is not None:
+                    return None
+                found = at
+        return found
+
+    def _places(self, start: int, end: int, mark: bytes) -> Iterator[int]:
+        # most sections are short, so the first pieces are
+        base, step = start, FIRST_STEP
+        while base < end:
+            piece = self._file.read(base, min(step + len(mark) - 1, end - base))
+            self._spend(len(piece), start)
+            at = piece.find(mark)
+            while at >= 0:
+                self._spend(PLACE, start)
+                yield base + at
+                at = piece.find(mark, at + 1)
+            base, step = base + step, min(2 * step, STEP)
+
+    def _spend(self, count: int, start: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            text = f"the ends of unknown sections were looked for in {MOST_READ >> 20} MiB, and no further"
+            raise Refusal(text, start, "limit-exceeded")
 
 
 def plausible(file: StoredFile, at: int, live: Collection[int]) -> bool:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from qmig_e2k._core import MigrationError, StoredStream
 from qmig_e2k.analyze import live
 from qmig_e2k.analyze.compare import disagreements
 from qmig_e2k.analyze.cursor import Cursor, StoredFile, open_all
-from qmig_e2k.analyze.layout import Decoder, Layout, member, parse_device, parse_document, parse_layout
+from qmig_e2k.analyze.layout import Budget, Decoder, Layout, member, parse_device, parse_document, parse_layout
 from qmig_e2k.analyze.model import Analysis, Block, Body, Device, Field
 from qmig_e2k.analyze.ours import Known, Own
-from qmig_e2k.analyze.resync import find_end, footer, plausible
+from qmig_e2k.analyze.resync import Search, footer, plausible
+from qmig_e2k.analyze.values import size
 from qmig_e2k.errors import StreamError, stream_error
 from qmig_e2k.vmstate.refusal import Refusal
 
@@ -30,9 +32,17 @@ Source = str | os.PathLike[str] | bytes
 DESCRIPTION = 0x06
 DESCRIPTION_KEPT = 16 << 20
 """Bytes of a description that is looked at; real ones have some hundred thousand."""
+DESCRIPTION_VALUES = 1 << 21
+"""Commas in it: each value costs some hundred bytes once it is parsed. A machine with 255 CPUs has a third of that."""
 HASH_STEP = 1 << 20
+HASHED_BEYOND = 16 << 30
+"""Bytes of RAM that are hashed beyond what the files hold: zeros cost a stream next to nothing."""
 RAW_KEPT = 1 << 20
 """Bytes of an unknown payload that are shown."""
+RAW_KEPT_ALL = 64 << 20
+"""Bytes of all unknown payloads that are shown."""
+ELEMENTS_KEPT = 1 << 16
+"""Commands that are shown, and sections: a stream could consist of them."""
 
 
 def analyze(source: Source | Sequence[Source], *, hashes: bool = True) -> Analysis:
@@ -52,23 +62,47 @@ def analyze(source: Source | Sequence[Source], *, hashes: bool = True) -> Analys
     try:
         made = _Reading(files).run()
         if hashes:
-            _hash(made)
+            _hash(made, sum(file.held for file in files))
         return made
     finally:
         for file in files:
             file.close()
 
 
-def _hash(analysis: Analysis) -> None:
-    try:
-        for index, block in enumerate(analysis.blocks):
-            if block.complete:
-                made = hashlib.sha256()
-                for at in range(0, block.size, HASH_STEP):
-                    made.update(analysis.read_ram(index, at, min(HASH_STEP, block.size - at)))
-                block.sha256 = made.hexdigest()
-    except MigrationError as error:
-        analysis.notes.append(f"RAM cannot be read: {error}")
+def _hash(analysis: Analysis, held: int) -> None:
+    """Hash every complete block, as far as `held` bytes of files and what is granted beyond them last."""
+    left = held + HASHED_BEYOND
+    for index, block in enumerate(analysis.blocks):
+        if not block.complete:
+            continue
+        if block.size > left:
+            analysis.notes.append(
+                f"{block.name} is not hashed: RAM is {size(block.size)} where the files hold {size(held)}, and only "
+                f"{size(HASHED_BEYOND)} more than they hold are hashed"
+            )
+            continue
+        left -= block.size
+        try:
+            block.sha256 = _hash_of(analysis, index, block.size)
+        except MigrationError as error:
+            analysis.notes.append(f"RAM cannot be read: {error}")
+
+
+def _hash_of(analysis: Analysis, index: int, length: int) -> str:
+    made = hashlib.sha256()
+    zeros = memoryview(bytes(HASH_STEP))
+    done = 0
+    # the empty run at the end is for the zeros before it
+    for first, count in chain(analysis.ram_runs(index), ((length, 0),)):
+        # whole steps: short runs that lie close together are read at once
+        start = max(done, first // HASH_STEP * HASH_STEP if count else length)
+        end = min(-(-(first + count) // HASH_STEP) * HASH_STEP, length)
+        for at in range(done, start, HASH_STEP):
+            made.update(zeros[: start - at])
+        for at in range(start, end, HASH_STEP):
+            made.update(analysis.read_ram(index, at, min(HASH_STEP, end - at)))
+        done = max(end, done)
+    return made.hexdigest()
 
 
 class _Reading:
@@ -80,6 +114,11 @@ class _Reading:
         self.stream = StoredStream(main, channels)
         self.made = Analysis(self.file.length, stream=self.stream)
         self.known = Known()
+        self.search = Search(self.file)
+        # a description may ask for anything; if it asks for too much, our own devices are read all the same
+        self.described_budget, self.own_budget = Budget(), Budget()
+        self.raw_left = RAW_KEPT_ALL
+        self.further: Counter[str] = Counter()
         self.live: set[int] = set()
         # a package (postcopy) holds elements like the stream itself, and ends with RUN
         self.package_end: int | None = None
@@ -113,6 +152,11 @@ class _Reading:
                 return
 
     def _take_description(self, text: bytes) -> None:
+        if text.count(b",") > DESCRIPTION_VALUES:
+            self.made.notes.append(
+                f"the stream's description is not used: it has more than {DESCRIPTION_VALUES} values"
+            )
+            return
         try:
             document = parse_document(text)
             page_size = member(document, "page_size", int, None)
@@ -125,12 +169,16 @@ class _Reading:
             return
         if page_size not in {None, 4096}:
             self.made.notes.append(f"target pages of {page_size} bytes: RAM is read only with pages of 4096 bytes")
+        damaged, why = 0, ""
         for device in devices:
             try:
                 key = (member(device, "name", str), member(device, "instance_id", int))
                 self.described[key].append(parse_device(device))
             except (ValueError, TypeError) as error:
-                self.made.notes.append(f"the description at the end has a damaged device: {error}")
+                damaged, why = damaged + 1, why or str(error)
+        if damaged:
+            count = "a damaged device" if damaged == 1 else f"{damaged} damaged devices; the first"
+            self.made.notes.append(f"the description at the end has {count}: {why}")
 
     # -- the stream
 
@@ -183,8 +231,9 @@ class _Reading:
         self.made.configuration = made | {"uuid": None if uuid is None else uuid.hex()}
         if self.described_configuration is None:
             return
-        stream = _Attempt(self.file, self.described_configuration, element["offset"] + 1, 1)
-        ours = _Attempt(self.file, self.known.configuration(machine).layout, element["offset"] + 1, 1)
+        start = element["offset"] + 1
+        stream = _Attempt(Decoder(Cursor(self.file, start), self.described_configuration, 1, self.described_budget))
+        ours = _Attempt(Decoder(Cursor(self.file, start), self.known.configuration(machine).layout, 1, self.own_budget))
         differences = stream.differences(ours)
         if differences:
             self.made.configuration["disagreements"] = differences
@@ -193,7 +242,7 @@ class _Reading:
         command = {name: value for name, value in element.items() if name != "type"}
         if "ranges" in command:
             command["ranges"] = [list(pair) for pair in command["ranges"]]
-        self.made.commands.append(command)
+        self._keep(self.made.commands, command, "commands")
         if command["name"] == "PACKAGED":
             self.package_end = self.stream.offset + command["size"]
         elif command["name"] == "POSTCOPY_RUN" and self.package_end is not None:
@@ -228,7 +277,7 @@ class _Reading:
         except StreamError as error:
             raise self._cut(device, start, error) from None
         device.size = end - start
-        self.made.devices.append(device)
+        self._keep(self.made.devices, device, "sections")
         if device.name == "e2k-machine":
             self.known.identify(device.body)
 
@@ -238,8 +287,15 @@ class _Reading:
         last = device.body.fields[-1] if device.body.fields else None
         device.size = 0 if last is None else max(last.offset + last.size - start, 0)
         if last is not None:
-            self.made.devices.append(device)
+            self._keep(self.made.devices, device, "sections")
         return error
+
+    def _keep(self, kept: list[Any], one: Any, what: str) -> None:
+        """Keep one more, unless there are enough already."""
+        if len(kept) < ELEMENTS_KEPT:
+            kept.append(one)
+        else:
+            self.further[what] += 1
 
     def _payload(self, device: Device, section_id: int, start: int) -> int:
         """Read the payload into the device; offset behind it."""
@@ -251,11 +307,12 @@ class _Reading:
         waiting = self.described.get((device.name, device.instance_id))
         stream = None
         if device.kind == "full" and waiting:
-            stream = _Attempt(self.file, waiting.popleft(), start, device.version)
+            layout = waiting.popleft()
+            stream = _Attempt(Decoder(Cursor(self.file, start), layout, device.version, self.described_budget))
             attempts.append(stream)
         ours: list[tuple[_Attempt, Own]] = []
         for own in self.known.find(device.name, device.instance_id, device.version):
-            attempt = _Attempt(self.file, own.layout, start, device.version)
+            attempt = _Attempt(Decoder(Cursor(self.file, start), own.layout, device.version, self.own_budget))
             attempts.append(attempt)
             ours.append((attempt, own))
         fitting = [attempt for attempt in attempts if attempt.refusal is None and self._ends(attempt.end, section_id)]
@@ -295,7 +352,7 @@ class _Reading:
         if reader is None:
             return None
         cursor = Cursor(self.file, start)
-        reader(cursor, device.body, device.kind)
+        reader(cursor, device.body, device.kind, self.own_budget)
         if not self._ends(cursor.offset, section_id):
             device.body.fields.clear()
             return None
@@ -310,15 +367,18 @@ class _Reading:
             why = f"the layout does not fit: {'its end is no footer' if refusal is None else refusal.message}"
             break
         if self.stream.footers is not False:
-            end = find_end(self.file, start, section_id, self.live, first=device.kind != "full")
+            first = device.kind != "full"
+            end = self.search.find_end(start, section_id, self.live, first=first, before=self.package_end)
             if end is not None:
-                raw = self.file.read(start, min(end - start, RAW_KEPT))
+                kept = min(end - start, RAW_KEPT, self.raw_left)
+                self.raw_left -= kept
+                raw = self.file.read(start, kept)
                 device.body = Body(
                     device.name, device.version, [Field("data", "buffer", start, end - start, raw.hex())]
                 )
                 device.note = f"{why}; shown as it is, up to its footer"
-                if end - start > RAW_KEPT:
-                    device.note += f"; only the first {RAW_KEPT} of {end - start} bytes"
+                if end - start > kept:
+                    device.note += f"; only the first {kept} of {end - start} bytes"
                 return end
         if attempts:
             device.body = attempts[0].body
@@ -335,14 +395,21 @@ class _Reading:
         made.channels = self.stream.channels()
         made.pages["multifd"] = sum(channel["normal"] for channel in made.channels)
         made.pages["zero"] += sum(channel["zero"] for channel in made.channels)
-        for index, said in enumerate(self.stream.blocks()):
+        for said in self.stream.blocks():
             block = Block(said["name"], said["raw_name"], said["size"], said["page_size"], address=said["address"])
             block.complete = said["complete"]
             made.blocks.append(block)
             if said["mapped"]:
-                present = sum(length for _, length in self.stream.runs(index)) // 4096
-                made.pages["normal"] += present
-                made.pages["zero"] += block.size // 4096 - present
+                made.pages["normal"] += said["pages"]
+                made.pages["zero"] += block.size // 4096 - said["pages"]
+        for what, count in self.further.items():
+            made.notes.append(f"{count} more {what} were read and are not shown: {ELEMENTS_KEPT} are at most")
+        if made.description is not None and made.description["offset"] != self.description_at:
+            length = made.description["length"]
+            why = f"it has {length} bytes, and {DESCRIPTION_KEPT} are looked at at most"
+            if length <= DESCRIPTION_KEPT:
+                why = "it is looked for at the very end of the file, and more bytes follow it"
+            made.notes.append(f"the stream's description is not used: {why}")
         if made.error is not None:
             return
         missing = [block.name for block in made.blocks if not block.complete]
@@ -362,8 +429,7 @@ class _Attempt:
         refusal: why it does not fit; None: it may.
     """
 
-    def __init__(self, file: StoredFile, layout: Layout, start: int, version: int) -> None:
-        decoder = Decoder(Cursor(file, start), layout, version)
+    def __init__(self, decoder: Decoder) -> None:
         self.refusal: Refusal | None = None
         try:
             decoder.run()

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from qmig_e2k.analyze import values
-from qmig_e2k.analyze.model import Body
+from qmig_e2k.analyze.model import NESTED, Body
 from qmig_e2k.analyze.values import size, text
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _body(body: Body, indent: str, path: str, changed: set[str]) -> Iterator[Lin
 
 
 def _nested(value: Any) -> bool:
-    return isinstance(value, Body) or (isinstance(value, list) and any(isinstance(item, Body | list) for item in value))
+    return isinstance(value, Body) or (isinstance(value, list) and not NESTED.isdisjoint(map(type, value)))
 
 
 def _field(item: Field, indent: str, width: int, *, mark: bool) -> Iterator[Line]:

@@ -114,16 +114,17 @@ impl StoredStream {
             block.set_item("address", entry.address)?;
             block.set_item("mapped", entry.mapped.is_some())?;
             block.set_item("complete", ram.is_complete(index))?;
+            block.set_item("pages", ram.pages(index))?;
             made.append(block)?;
         }
         Ok(made)
     }
 
-    /// Runs of pages of a block that came and may hold something else than zeros: (offset, length), ascending.
-    fn runs(&self, py: Python<'_>, block: usize) -> PyResult<Vec<(u64, u64)>> {
+    /// The first run of pages of a block from `offset` on that came and may hold something else than zeros: (offset, length).
+    fn next_run(&self, py: Python<'_>, block: usize, offset: u64) -> PyResult<Option<(u64, u64)>> {
         py.detach(|| {
             let ram = lock(&self.ram);
-            Self::inside(&ram, block, 0, 0).map(|()| ram.runs(block))
+            Self::inside(&ram, block, offset, 0).and_then(|()| ram.next_run(block, offset))
         })
         .map_err(|e| to_py(&e))
     }

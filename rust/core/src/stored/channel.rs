@@ -132,7 +132,7 @@ impl Channel {
             _ => return Err(Error::new(ErrorKind::BadFlags, "the channel's compression changes within the stream")),
         }
         for (offset, bytes) in pages.normal.iter().zip(out.as_chunks::<PAGE_BYTES>().0) {
-            ram.keep(block, *offset, Box::new(*bytes));
+            ram.keep(block, *offset, bytes)?;
         }
         self.counts.normal += pages.normal.len() as u64;
         Ok(())

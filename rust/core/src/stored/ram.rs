@@ -1,31 +1,27 @@
 //! RAM of a stored stream: the last version of every page, and which pages came at all.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::ops::Range;
 
 use super::channel::{Channel, ChannelCounts};
+use super::pool::{PageBytes, Pool};
+use super::runs::{Runs, Source};
 use super::source::FileSource;
 use crate::page::{inflate_page, xbzrle_decode};
 use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE};
-use crate::wire::{BlockEntry, CodedPage, PageSink};
+use crate::wire::{BlockEntry, CodedPage, MappedRam, PageSink};
 use crate::{Error, Result};
 
-/// Bytes of a mapped-ram bitmap read at once: what covers 8 MiB of RAM.
-const BITMAP_STEP: usize = 256;
-
-type PageBytes = [u8; PAGE_BYTES];
-
-#[derive(Debug)]
-enum Page {
-    Fill(u8),
-    /// It stands in this file as it is.
-    At(u16, u64),
-    Own(Box<PageBytes>),
-}
+/// Bytes of a mapped-ram bitmap read at once: what covers 128 MiB of RAM.
+const BITMAP_STEP: u64 = 4096;
 
 #[derive(Debug)]
 struct Block {
     entry: BlockEntry,
-    pages: BTreeMap<u64, Page>,
+    /// Pages that came as records.
+    runs: Runs,
+    /// Pages that a mapped-ram bitmap says are in the file; they stay there, and so does the bitmap.
+    mapped: u64,
 }
 
 /// Reads pages that stand nearly one behind the other in a file in few pieces.
@@ -69,6 +65,7 @@ pub struct StoredRam {
     files: Vec<FileSource>,
     blocks: Vec<Block>,
     index: HashMap<Vec<u8>, usize>,
+    pool: Pool,
     channels: Vec<Channel>,
     /// The source marks points of synchronisation by a word of its own, else by the end of each section (spec/stream 12.6).
     flushes: bool,
@@ -90,40 +87,60 @@ impl StoredRam {
     /// Whether every page of `block` came.
     pub fn is_complete(&self, block: usize) -> bool {
         let block = &self.blocks[block];
-        block.entry.mapped.is_some() || block.pages.len() as u64 == block.entry.used_length / PAGE_SIZE
+        block.entry.mapped.is_some() || block.runs.pages() == block.entry.used_length / PAGE_SIZE
     }
 
-    /// Runs of pages of `block` that came and may hold something else than zeros: (offset, length), ascending.
-    pub fn runs(&self, block: usize) -> Vec<(u64, u64)> {
-        let mut runs: Vec<(u64, u64)> = Vec::new();
-        for (offset, page) in &self.blocks[block].pages {
-            match (page, runs.last_mut()) {
-                (Page::Fill(0), _) => {}
-                (_, Some((start, length))) if *start + *length == *offset => *length += PAGE_SIZE,
-                _ => runs.push((*offset, PAGE_SIZE)),
+    /// How many pages of `block` came; of a mapped-ram file's those that its bitmap names.
+    pub fn pages(&self, block: usize) -> u64 {
+        let block = &self.blocks[block];
+        if block.entry.mapped.is_some() { block.mapped } else { block.runs.pages() }
+    }
+
+    /// The first run of pages of `block` from `offset` on that came and may hold something else than zeros: (offset, length).
+    pub fn next_run(&self, block: usize, offset: u64) -> Result<Option<(u64, u64)>> {
+        let mut found: Option<(u64, u64)> = None;
+        let mut pieces = self.pieces(block, offset..self.blocks[block].entry.used_length);
+        while let Some((range, source)) = pieces.next()? {
+            match (&mut found, source.filter(|source| *source != Source::Fill(0))) {
+                (None, None) => {}
+                (Some(_), None) => break,
+                (None, Some(_)) => found = Some((range.start, range.end - range.start)),
+                (Some((_, length)), Some(_)) => *length += range.end - range.start,
             }
         }
-        runs
+        Ok(found)
     }
 
     /// Fill `out` from `block` at `offset`, both whole pages and inside; what did not come reads as zero.
     pub fn read(&self, block: usize, offset: u64, out: &mut [u8]) -> Result<()> {
         let mut rest = out;
-        let mut at = offset;
         let mut ahead = Ahead::default();
-        for (place, page) in self.blocks[block].pages.range(offset..offset + rest.len() as u64) {
-            let (gap, behind) = rest.split_at_mut(usize::try_from(place - at).unwrap_or(usize::MAX));
-            gap.fill(0);
-            let (now, behind) = behind.split_at_mut(PAGE_BYTES);
-            match page {
-                Page::Fill(fill) => now.fill(*fill),
-                Page::At(file, at) => ahead.page(&self.files[usize::from(*file)], *file, *at, behind.len(), now)?,
-                Page::Own(bytes) => now.copy_from_slice(&bytes[..]),
+        let mut pieces = self.pieces(block, offset..offset + rest.len() as u64);
+        while let Some((range, source)) = pieces.next()? {
+            let (now, behind) = rest.split_at_mut(usize::try_from(range.end - range.start).unwrap_or(usize::MAX));
+            match source {
+                None => now.fill(0),
+                Some(Source::Fill(fill)) => now.fill(fill),
+                Some(Source::Pool(at)) => self.pool.read(at, now)?,
+                Some(Source::File { file, at, stride: PAGE_SIZE }) if now.len() >= Ahead::MOST => {
+                    self.files[usize::from(file)].read_at(at, now)?;
+                }
+                Some(Source::File { file, mut at, stride }) => {
+                    let mut more = now.len() + behind.len();
+                    for page in now.chunks_mut(PAGE_BYTES) {
+                        more -= page.len();
+                        ahead.page(&self.files[usize::from(file)], file, at, more, page)?;
+                        at += stride;
+                    }
+                }
             }
-            (rest, at) = (behind, place + PAGE_SIZE);
+            rest = behind;
         }
-        rest.fill(0);
         Ok(())
+    }
+
+    fn pieces(&self, block: usize, range: Range<u64>) -> Pieces<'_> {
+        Pieces { ram: self, block: &self.blocks[block], range, file: Extent::default(), bitmap: Bitmap::default() }
     }
 
     /// Read what the channels still have behind the last point of synchronisation.
@@ -153,57 +170,161 @@ impl StoredRam {
 
     /// The page stands in `file` at `at`.
     pub(super) fn place(&mut self, block: usize, offset: u64, file: u16, at: u64) {
-        self.blocks[block].pages.insert(offset, Page::At(file, at));
+        self.set(block, offset, Source::page(file, at));
     }
 
     /// The page is `fill` all over.
     pub(super) fn fill(&mut self, block: usize, offset: u64, fill: u8) {
-        self.blocks[block].pages.insert(offset, Page::Fill(fill));
+        self.set(block, offset, Source::Fill(fill));
     }
 
     /// The page is these bytes.
-    pub(super) fn keep(&mut self, block: usize, offset: u64, bytes: Box<PageBytes>) {
-        self.blocks[block].pages.insert(offset, Page::Own(bytes));
+    pub(super) fn keep(&mut self, block: usize, offset: u64, bytes: &PageBytes) -> Result<()> {
+        if let Some(Source::Pool(at)) = self.blocks[block].runs.get(offset) {
+            return self.pool.write(at, bytes);
+        }
+        let at = self.pool.put(bytes)?;
+        self.set(block, offset, Source::Pool(at));
+        Ok(())
+    }
+
+    fn set(&mut self, block: usize, offset: u64, source: Source) {
+        if let Some(Source::Pool(at)) = self.blocks[block].runs.set(offset, source) {
+            self.pool.give_back(at);
+        }
     }
 
     fn patch(&mut self, block: usize, offset: u64, delta: &[u8]) -> Result<()> {
-        if let Some(Page::Own(bytes)) = self.blocks[block].pages.get_mut(&offset) {
-            return xbzrle_decode(delta, &mut bytes[..]).map(drop);
+        let mut bytes = [0; PAGE_BYTES];
+        self.read(block, offset, &mut bytes)?;
+        xbzrle_decode(delta, &mut bytes)?;
+        self.keep(block, offset, &bytes)
+    }
+}
+
+/// Parts of a block that have their bytes in one way, ascending and without gaps; without a source they are zero.
+struct Pieces<'a> {
+    ram: &'a StoredRam,
+    block: &'a Block,
+    range: Range<u64>,
+    file: Extent,
+    bitmap: Bitmap,
+}
+
+impl Pieces<'_> {
+    fn next(&mut self) -> Result<Option<(Range<u64>, Option<Source>)>> {
+        let Range { start, end } = self.range;
+        if start >= end {
+            return Ok(None);
         }
-        let mut bytes = Box::new([0; PAGE_BYTES]);
-        self.read(block, offset, &mut bytes[..])?;
-        xbzrle_decode(delta, &mut bytes[..])?;
-        self.keep(block, offset, bytes);
-        Ok(())
+        let (until, source) = match self.block.runs.at(start) {
+            Ok((until, source)) => (until, Some(source)),
+            Err(next) => match self.block.entry.mapped {
+                None => (next.unwrap_or(end), None),
+                Some(mapped) => self.mapped(mapped, next.unwrap_or(end).min(end))?,
+            },
+        };
+        self.range.start = until.min(end);
+        Ok(Some((start..self.range.start, source)))
     }
 
-    /// Take the pages that a mapped-ram bitmap says are in the file.
-    fn map(&mut self, block: usize) -> Result<()> {
-        let entry = &self.blocks[block].entry;
-        let Some(mapped) = entry.mapped else { return Ok(()) };
-        let count = entry.used_length / PAGE_SIZE;
-        let mut words = [0; BITMAP_STEP];
-        let mut first = 0;
-        while first < count {
-            let bytes = (BITMAP_STEP as u64).min((count - first).div_ceil(64) * 8);
-            let piece = &mut words[..usize::try_from(bytes).unwrap_or_default()];
-            self.files[0].read_at(mapped.bitmap + first / 8, piece)?;
-            for (byte, at) in piece.iter().zip((first..).step_by(8)).filter(|(byte, _)| **byte != 0) {
-                for page in (0..8).filter(|bit| byte >> bit & 1 != 0).map(|bit| at + bit).filter(|page| *page < count) {
-                    self.place(block, page * PAGE_SIZE, 0, mapped.pages + page * PAGE_SIZE);
-                }
-            }
-            first += bytes * 8;
+    /// What a mapped-ram file has from the first byte of the range on, up to `end` at most.
+    fn mapped(&mut self, mapped: MappedRam, end: u64) -> Result<(u64, Option<Source>)> {
+        let start = self.range.start;
+        let file = &self.ram.files[0];
+        let data = self.file.at_or_behind(file, mapped.pages + start)?;
+        let first = (data.start - mapped.pages) / PAGE_SIZE * PAGE_SIZE;
+        if first > start {
+            return Ok((first.min(end), None));
         }
-        Ok(())
+        let end = end.min((data.end - mapped.pages).div_ceil(PAGE_SIZE).saturating_mul(PAGE_SIZE));
+        let (pages, set) = self.bitmap.run(file, mapped, start / PAGE_SIZE, end / PAGE_SIZE)?;
+        Ok((pages * PAGE_SIZE, set.then(|| Source::page(0, mapped.pages + start))))
+    }
+}
+
+/// A part of a file that is known to hold data.
+#[derive(Debug, Default)]
+struct Extent {
+    data: Range<u64>,
+}
+
+impl Extent {
+    /// The data that `at` lies in, or the next one behind it.
+    fn at_or_behind(&mut self, file: &FileSource, at: u64) -> Result<Range<u64>> {
+        if !self.data.contains(&at) {
+            self.data = file.data(at)?;
+        }
+        Ok(self.data.clone())
+    }
+}
+
+/// A piece of a mapped-ram bitmap.
+#[derive(Debug, Default)]
+struct Bitmap {
+    first: u64,
+    bytes: Vec<u8>,
+}
+
+impl Bitmap {
+    /// The pages below `end` from `page` on that are alike, as far as one piece of the bitmap goes: the first that is not, and whether
+    /// they are set.
+    fn run(&mut self, file: &FileSource, mapped: MappedRam, page: u64, end: u64) -> Result<(u64, bool)> {
+        if page < self.first || page >= self.first + 8 * self.bytes.len() as u64 {
+            self.first = page / 8 * 8;
+            let bytes = (end - self.first).div_ceil(8).min(BITMAP_STEP);
+            self.bytes.resize(usize::try_from(bytes).unwrap_or_default(), 0);
+            file.read_at(mapped.bitmap + self.first / 8, &mut self.bytes)?;
+        }
+        let end = end.min(self.first + 8 * self.bytes.len() as u64);
+        let byte = |page: u64| self.bytes[usize::try_from((page - self.first) / 8).unwrap_or_default()];
+        let set = byte(page) >> (page % 8) & 1;
+        let mut at = page;
+        while at < end && byte(at) >> (at % 8) & 1 == set {
+            let whole = at.is_multiple_of(8) && byte(at) == set * 0xff;
+            at += if whole { 8 } else { 1 };
+        }
+        Ok((at.min(end), set != 0))
+    }
+
+    /// How many of `pages` pages are set.
+    fn count(file: &FileSource, mapped: MappedRam, pages: u64) -> Result<u64> {
+        let mut extent = Extent::default();
+        let mut bytes = Vec::new();
+        let mut count = 0;
+        let mut at = 0;
+        while at * 8 < pages {
+            let data = extent.at_or_behind(file, mapped.bitmap + at)?;
+            at = at.max(data.start - mapped.bitmap);
+            let length = pages.div_ceil(8).saturating_sub(at).min(BITMAP_STEP).min(data.end - mapped.bitmap - at);
+            bytes.resize(usize::try_from(length).unwrap_or_default(), 0);
+            file.read_at(mapped.bitmap + at, &mut bytes)?;
+            at += length;
+            if at * 8 > pages
+                && let Some(last) = bytes.last_mut()
+            {
+                *last &= 0xff >> (at * 8 - pages);
+            }
+            count += bytes.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
+            if length == 0 {
+                break;
+            }
+        }
+        Ok(count)
     }
 }
 
 impl PageSink for StoredRam {
     fn blocks(&mut self, list: &[BlockEntry]) -> Result<()> {
         self.index = list.iter().map(|entry| entry.name.clone()).zip(0..).collect();
-        self.blocks = list.iter().map(|entry| Block { entry: entry.clone(), pages: BTreeMap::new() }).collect();
-        (0..list.len()).try_for_each(|block| self.map(block).map_err(|e| e.within(&list[block].name.escape_ascii().to_string())))
+        self.blocks = list.iter().map(|entry| Block { entry: entry.clone(), runs: Runs::default(), mapped: 0 }).collect();
+        for block in &mut self.blocks {
+            if let Some(mapped) = block.entry.mapped {
+                let found = Bitmap::count(&self.files[0], mapped, block.entry.used_length / PAGE_SIZE);
+                block.mapped = found.map_err(|e| e.within(&block.entry.name.escape_ascii().to_string()))?;
+            }
+        }
+        Ok(())
     }
 
     fn zero(&mut self, block: usize, offset: u64, fill: u8) -> Result<()> {
@@ -213,8 +334,7 @@ impl PageSink for StoredRam {
 
     fn page(&mut self, block: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let bytes: &PageBytes = bytes.try_into().map_err(|_| Error::io("a page", "not of a page's length"))?;
-        self.keep(block, offset, Box::new(*bytes));
-        Ok(())
+        self.keep(block, offset, bytes)
     }
 
     fn page_at(&mut self, block: usize, offset: u64, _bytes: &[u8], at: u64) -> Result<()> {
@@ -226,10 +346,9 @@ impl PageSink for StoredRam {
         match page {
             CodedPage::Xbzrle(delta) => self.patch(block, offset, delta),
             CodedPage::Zlib(bytes) => {
-                let mut page = Box::new([0; PAGE_BYTES]);
-                inflate_page(bytes, false, &mut page[..])?;
-                self.keep(block, offset, page);
-                Ok(())
+                let mut page = [0; PAGE_BYTES];
+                inflate_page(bytes, false, &mut page)?;
+                self.keep(block, offset, &page)
             }
         }
     }

@@ -1,9 +1,13 @@
 //! A file as a source of bytes. Reads say where, so that several may share one descriptor.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
 use crate::wire::ByteSource;
 use crate::{Error, ErrorKind, Result};
@@ -17,7 +21,7 @@ pub struct FileSource {
 }
 
 impl FileSource {
-    /// Over an open file; its own position is neither used nor changed.
+    /// Over an open file, whose own position means nothing and may change.
     pub fn new(fd: OwnedFd) -> Result<Self> {
         let file = File::from(fd);
         let length = file.metadata().map_err(|e| Error::io("cannot look at the file", e))?.len();
@@ -35,6 +39,22 @@ impl FileSource {
             std::io::ErrorKind::UnexpectedEof => Error::new(ErrorKind::Truncated, "the file ends before these bytes").at(at),
             _ => Error::io("reading the file", error).at(at),
         })
+    }
+
+    /// The part that holds data, and is no hole, which `at` lies in or which comes next. Behind the end nothing is a hole: to read there
+    /// is an error.
+    pub(super) fn data(&self, at: u64) -> Result<Range<u64>> {
+        if at >= self.length {
+            return Ok(at..u64::MAX);
+        }
+        let failed = |e| Error::io("looking for holes in the file", e).at(at);
+        let start = match seek(&*self.file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(self.length..u64::MAX),
+            Err(Errno::INVAL) => return Ok(at..u64::MAX),
+            Err(e) => return Err(failed(e)),
+        };
+        Ok(start..seek(&*self.file, SeekFrom::Hole(start)).map_err(failed)?)
     }
 }
 
