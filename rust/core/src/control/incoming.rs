@@ -45,7 +45,11 @@ impl Incoming {
         self.status.get()
     }
 
-    /// 7.2 announces `setup` always, whatever the capability says, and keeps the status at `none` until a source connects.
+    /// 7.2 announces a listener always, whatever the capability says, and keeps the status as it is until a source connects.
+    fn announce(&self) {
+        self.hub.bus.emit("MIGRATION", Some(json!({ "status": Status::Setup.name() })));
+    }
+
     pub(super) fn begin(&self) -> Result<()> {
         let mut begun = false;
         self.status.change(
@@ -58,7 +62,7 @@ impl Incoming {
                 *state = State { begun: true, ..State::default() };
                 Some(Status::None)
             },
-            |_| self.hub.bus.emit("MIGRATION", Some(json!({ "status": Status::Setup.name() }))),
+            |_| self.announce(),
         );
         if begun {
             return Ok(());
@@ -164,6 +168,7 @@ impl Incoming {
         links.withdraw();
         self.set_addresses(None);
         let listener = Listener::bind(uri, fd)?;
+        self.announce();
         self.set_addresses(Some(listener.addresses()));
         links.post(Arc::new(listener));
         Ok(())

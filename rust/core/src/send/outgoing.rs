@@ -263,7 +263,9 @@ impl Outgoing {
         self.synced(newly);
         self.note(Phase::Sync, begun);
         let begun = Instant::now();
-        self.precopy_bytes = Some(self.parts()?.1.sent());
+        let sent = self.parts()?.1.sent();
+        self.precopy_bytes = Some(sent);
+        self.session.counters.precopy_bytes.set(sent);
         if self.options.switchover_start {
             let mut command = Output::new();
             command.switchover_start();

@@ -36,13 +36,11 @@ use crate::wire::consts::PAGE_SIZE;
 use crate::wire::{Advise, Command, Output};
 use crate::{Error, ErrorKind, Result};
 
-/// The PING that setup sends, the one behind the discards, the one in the package, the one behind it; and the one behind discards
-/// that came late.
+/// The PING that setup sends, the one behind the discards, the one in the package, the one behind it.
 const PING_SETUP: u32 = 1;
 const PING_DISCARDED: u32 = 2;
 const PING_PACKAGE: u32 = 3;
 const PING_RUNNING: u32 = 4;
-const PING_LATE: u32 = 5;
 /// Largest package that a destination of 2.9 takes; later ones take what its length field can say.
 const PACKAGE_MAX_V2_9: u32 = 1 << 24;
 /// SHUT: the destination has not run the machine and never will.
@@ -121,7 +119,12 @@ impl Outgoing {
         let newly = self.parts()?.0.sync()?;
         self.synced(newly);
         self.discard()?;
-        self.flush()
+        self.flush()?;
+        // As 7.2 does it: before the machine is stopped, unless it shall pause between the two. A cancel is found at the next step.
+        if !self.control.capability("pause-before-switchover") {
+            self.session.transition(Status::Active, Status::PostcopyActive);
+        }
+        Ok(())
     }
 
     /// The machine is stopped and the destination shall run it at once: END sections of the other live handlers (`ends`), device state
@@ -155,10 +158,10 @@ impl Outgoing {
             Error::new(ErrorKind::LimitExceeded, text)
         })?;
         let from = self.session.status();
-        if !matches!(from, Status::Active | Status::PreSwitchover | Status::Device) {
+        if !matches!(from, Status::Active | Status::PreSwitchover | Status::Device | Status::PostcopyActive) {
             return Err(Error::new(ErrorKind::InvalidState, format!("postcopy cannot begin in status `{}`", from.name())));
         }
-        if !self.session.transition(from, Status::PostcopyActive) {
+        if from != Status::PostcopyActive && !self.session.transition(from, Status::PostcopyActive) {
             return Err(self.why_not_committed());
         }
 
@@ -167,23 +170,22 @@ impl Outgoing {
             self.put(end)?;
         }
         self.discard()?;
-        self.ping_as(PING_DISCARDED)?;
+        self.flush()?;
         // While the destination drops its pages: has a writer not noticed the stop?
-        let mut fence = PING_DISCARDED;
         if self.parts()?.0.written_since()?.is_some() {
-            fence = PING_LATE;
             self.discard()?;
-            self.ping_as(fence)?;
         }
         self.note(Phase::Pages, begun);
 
         let begun = Instant::now();
+        // In one write: the answer acknowledges the package too. Else the peer's kernel takes 40 ms for that (TCP, delayed ACK).
         let mut head = Output::new();
+        head.ping(PING_DISCARDED);
         head.command(&Command::Packaged(size));
         self.put(head.as_slice())?;
         self.put(package.as_slice())?;
         self.flush()?;
-        self.wait_pong(fence)?;
+        self.wait_pong(PING_DISCARDED)?;
         // What may get lost from here on is RUN alone.
         self.stream()?.arrived(Instant::now() + FENCE_DEADLINE).map_err(|e| self.blame(e))?;
         if let Some(names) = self.parts()?.0.written_since()? {
