@@ -143,6 +143,13 @@ impl ReadHalf {
         self.deadline = None;
     }
 
+    /// Acknowledges what was read now instead of a little later: a peer with small messages may not send the next before.
+    pub fn acknowledge(&self) {
+        if let Some(link) = self.link.as_ref().filter(|link| link.kind == Kind::Socket) {
+            let _ = sockopt::set_tcp_quickack(&*link.fd, true); // for TCP only
+        }
+    }
+
     /// Bounds what the kernel keeps of bytes that nobody has read: a page that is waited for stands behind them.
     pub fn bound(&self, bytes: usize) {
         if let Some(link) = self.link.as_ref().filter(|link| link.kind == Kind::Socket) {

@@ -187,7 +187,9 @@ impl Shared {
                     let urgent = self.urgent.get().ok_or_else(|| out_of_place("a page request").at(at))?;
                     let wanted = self.find(name.as_deref(), &mut last).and_then(|block| Ok((block, self.pages(block, start, length)?)));
                     let (block, pages) = wanted.map_err(|e| e.at(at).within("return-path"))?;
-                    urgent.request(block, pages)?;
+                    if urgent.request(block, pages)? {
+                        input.source().acknowledge();
+                    }
                 }
                 Some(ReturnMessage::RecvBitmap(name)) => {
                     let block = self.awaited(&name).map_err(|e| e.at(at).within("return-path"))?;

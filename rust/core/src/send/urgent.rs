@@ -50,8 +50,9 @@ impl Urgent {
         Arc::new(Self { unsent, queue: Mutex::default(), any: AtomicBool::new(false), changed: Condvar::new(), second })
     }
 
-    /// A request for target pages that lie inside block number `block`. Those that were sent before are passed over.
-    pub fn request(&self, block: usize, pages: Range<usize>) -> Result<()> {
+    /// A request for target pages that lie inside block number `block`. Those that were sent before are passed over. True if it was
+    /// answered by another way than it came.
+    pub fn request(&self, block: usize, pages: Range<usize>) -> Result<bool> {
         let behind = Place { block, page: pages.end };
         if let Some(second) = &self.second {
             let mut second = second.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,11 +70,11 @@ impl Urgent {
                 self.lock().moved = Some(behind);
                 self.any.store(true, Ordering::Release);
             }
-            return Ok(());
+            return Ok(true);
         }
         let mut queue = self.lock();
         if !queue.known.insert((block, pages.clone())) {
-            return Ok(());
+            return Ok(false);
         }
         if queue.waiting.len() == REQUESTS_MAX {
             let text = format!("more than {REQUESTS_MAX} page requests at a time (REQUESTS_MAX)");
@@ -83,7 +84,7 @@ impl Urgent {
         self.any.store(true, Ordering::Release);
         drop(queue);
         self.changed.notify_all();
-        Ok(())
+        Ok(false)
     }
 
     /// Something may have been asked for.
@@ -184,7 +185,7 @@ mod tests {
         for last in 0..REQUESTS_MAX {
             urgent.request(0, 0..last + 1).unwrap();
         }
-        assert_eq!(urgent.request(0, 0..1).unwrap(), (), "known already");
+        assert!(!urgent.request(0, 0..1).unwrap(), "known already");
         assert_eq!(urgent.request(0, 1..2).unwrap_err().kind, ErrorKind::LimitExceeded);
     }
 
