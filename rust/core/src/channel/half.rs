@@ -238,13 +238,13 @@ impl WriteHalf {
         self.deadline = Some(deadline);
     }
 
-    /// Bounds what the kernel keeps of bytes that the peer has not taken (`whole`), and that were not even sent (`unsent`), so that
-    /// what is written next is there soon. For sockets.
-    pub fn bound(&self, whole: usize, unsent: u32) {
+    /// Bounds what the kernel keeps of bytes that were not even sent (`unsent`), and with those on their way (`whole`), so that what is
+    /// written next is there soon. Sockets that do not know the difference get the first for both; anything else is left alone.
+    pub fn bound(&self, unsent: u32, whole: usize) {
         if let Some(link) = self.link.as_ref().filter(|link| link.kind == Kind::Socket) {
-            // A socket that refuses is slower, not wrong; only TCP knows the second.
-            let _ = sockopt::set_socket_send_buffer_size(&*link.fd, whole);
-            let _ = io::set_unsent_low_water(link.fd.as_fd(), unsent);
+            let knows = io::set_unsent_low_water(link.fd.as_fd(), unsent).is_ok();
+            // A socket that refuses is slower, not wrong.
+            let _ = sockopt::set_socket_send_buffer_size(&*link.fd, if knows { whole } else { unsent as usize });
         }
     }
 

@@ -8,6 +8,17 @@ use crate::Result;
 use crate::channel::{RateLimit, WriteHalf};
 use crate::ram::Block;
 
+/// Bytes under way.
+#[derive(Debug, Clone, Copy)]
+pub struct Bound {
+    /// That the kernel has not sent.
+    pub unsent: u32,
+    /// With those that the peer has not acknowledged.
+    pub whole: usize,
+    /// Of one write.
+    pub write: u64,
+}
+
 /// Where everything that the source sends goes through, in order.
 #[derive(Debug)]
 pub struct Stream {
@@ -45,13 +56,13 @@ impl Stream {
         self.batch.set_max_bytes(if bandwidth == 0 { self.most } else { self.most.min(bandwidth / 100) });
     }
 
-    /// From here on little is under way at a time: `in_flight` bytes for a peer on this machine; for one further away what `rate` (bytes
-    /// a second) carries in 5 ms, if that is more. A write has `most` bytes at most.
-    pub fn bound(&mut self, in_flight: u32, rate: u64, most: u64) {
+    /// From here on little is under way at a time: `bound` for a peer on this machine; one further away gets what `rate` (bytes a
+    /// second) carries in 5 ms, if that is more.
+    pub fn bound(&mut self, bound: &Bound, rate: u64) {
         let distance = if self.writer.is_local() { 0 } else { usize::try_from(rate / 200).unwrap_or(usize::MAX) };
-        self.writer.bound(distance.max(in_flight as usize), in_flight);
-        self.most = most;
-        self.batch.set_max_bytes(most);
+        self.writer.bound(bound.unsent, distance.max(bound.whole));
+        self.most = bound.write;
+        self.batch.set_max_bytes(bound.write);
     }
 
     /// Wait until the channel takes something.

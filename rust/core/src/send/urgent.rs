@@ -40,6 +40,8 @@ pub struct Urgent {
     /// The queue holds something: asked between any two batches.
     any: AtomicBool,
     changed: Condvar,
+    /// The background sleeps.
+    resting: AtomicBool,
     second: Option<Mutex<(Stream, Records)>>,
 }
 
@@ -47,11 +49,18 @@ impl Urgent {
     /// Requests for pages of `unsent`, served over `second` if there is one.
     pub fn new(unsent: Arc<Unsent>, second: Option<(Stream, Records)>) -> Arc<Self> {
         let second = second.map(Mutex::new);
-        Arc::new(Self { unsent, queue: Mutex::default(), any: AtomicBool::new(false), changed: Condvar::new(), second })
+        Arc::new(Self {
+            unsent,
+            queue: Mutex::default(),
+            any: AtomicBool::new(false),
+            changed: Condvar::new(),
+            resting: AtomicBool::new(false),
+            second,
+        })
     }
 
-    /// A request for target pages that lie inside block number `block`. Those that were sent before are passed over. True if it was
-    /// answered by another way than it came.
+    /// A request for target pages that lie inside block number `block`. Those that were sent before are passed over. True if
+    /// the background rests: then nothing on its channel carries the acknowledgement of the request.
     pub fn request(&self, block: usize, pages: Range<usize>) -> Result<bool> {
         let behind = Place { block, page: pages.end };
         if let Some(second) = &self.second {
@@ -70,7 +79,7 @@ impl Urgent {
                 self.lock().moved = Some(behind);
                 self.any.store(true, Ordering::Release);
             }
-            return Ok(true);
+            return Ok(self.resting.load(Ordering::Relaxed));
         }
         let mut queue = self.lock();
         if !queue.known.insert((block, pages.clone())) {
@@ -124,7 +133,9 @@ impl Urgent {
     pub fn sleep(&self, time: Duration) {
         let queue = self.lock();
         let idle = |queue: &mut Queue| queue.waiting.is_empty() && !queue.closed;
+        self.resting.store(true, Ordering::Relaxed);
         drop(self.changed.wait_timeout_while(queue, time, idle).unwrap_or_else(PoisonError::into_inner));
+        self.resting.store(false, Ordering::Relaxed);
     }
 
     /// Nothing more will be asked for: ends the sleep, now and from now on. False if there still is something to send.

@@ -209,7 +209,7 @@ fn who_waits_for_room_is_told_of_it_or_of_the_deadline() {
     let (a, b) = ends(&cancel());
     let (mut writer, mut reader) = (a.writer.unwrap(), b.reader.unwrap());
     assert!(writer.is_local());
-    writer.bound(16 << 10, 16 << 10);
+    writer.bound(16 << 10, 1 << 20);
     writer.room().unwrap();
     writer.set_deadline(Instant::now() + Duration::from_millis(10));
     refused(writer.write_all(&vec![0; 1 << 20]), ErrorKind::Timeout, "fd:a", "the peer does not read");
