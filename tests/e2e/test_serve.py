@@ -462,6 +462,39 @@ def test_quit_ends_even_a_process_whose_python_is_stuck(tmp_path):
     assert not path.exists()
 
 
+def test_quit_ends_a_process_that_is_stuck_in_another_command(tmp_path):
+    path = tmp_path / "qmp"
+    script = STUCK.replace('["quit"]', '["quit", "x-slow"]')
+    with subprocess.Popen([sys.executable, "-c", script, str(path)]) as process:
+        with socket.socket(socket.AF_UNIX) as client:
+            QmpClient(f"unix:{path}", alive=lambda: process.poll() is None).close()
+            client.connect(str(path))
+            commands = ("qmp_capabilities", "x-slow", "quit")
+            client.sendall(b"".join(b'{"execute": "%s"}\n' % command.encode() for command in commands))
+            assert process.wait(20) == 0
+    assert not path.exists()
+
+
+STUCK_AT_EXIT = """
+import sys, threading
+from qmig_e2k._core import Control, Monitor
+monitor = Monitor(Control(), ["quit"], "stuck")
+monitor.handle_signals()
+monitor.listen("unix:" + sys.argv[1])
+threading.Thread(target=threading.Event().wait).start()
+monitor.next_command().reply("{}")
+monitor.close()
+"""
+
+
+def test_quit_ends_a_process_that_waits_for_a_thread(tmp_path):
+    path = tmp_path / "qmp"
+    with subprocess.Popen([sys.executable, "-c", STUCK_AT_EXIT, str(path)]) as process:
+        with QmpClient(f"unix:{path}", alive=lambda: process.poll() is None) as client:
+            client.execute("quit")
+        assert process.wait(20) == 0
+
+
 THREADS_FIRST = """
 import os, sys, threading
 os.environ["OPENBLAS_NUM_THREADS"] = "4"

@@ -63,6 +63,8 @@ pub(super) struct Client {
     pub(super) outstanding: Option<Outstanding>,
     /// To be closed; nothing more is done for it.
     pub(super) dead: bool,
+    /// A `quit` waits behind a command that may never be answered.
+    pub(super) quits: bool,
     /// Descriptors stored by `getfd`.
     pub(super) names: BTreeMap<String, OwnedFd>,
     /// Descriptors of the last message that carried some, not yet claimed.
@@ -83,6 +85,7 @@ impl Client {
             mode: Mode::Negotiation,
             outstanding: None,
             dead: false,
+            quits: false,
             names: BTreeMap::new(),
             received: VecDeque::new(),
             framer: Framer::default(),
@@ -171,6 +174,7 @@ impl Client {
             };
             let work = match parsed {
                 Ok(request) => {
+                    self.quits |= self.outstanding.is_some() && request.name == "quit";
                     let fd = if request.name == "getfd" { self.received.pop_front() } else { None };
                     Work::Run { request, fd }
                 }

@@ -77,8 +77,8 @@ impl Core {
 
     fn dispatch(self: &Arc<Self>, listener: Weak<Listener>, client: u64, request: Request) {
         let Request { name, arguments, id, .. } = request;
-        if name == "quit" && self.owns_process.load(Ordering::Acquire) {
-            self.watch_exit(SIGNAL_GRACE);
+        if name == "quit" {
+            self.expect_exit();
         }
         self.enqueue(Command { name, arguments, client, id, listener, answered: AtomicBool::new(false) });
     }
@@ -89,19 +89,23 @@ impl Core {
         self.changed.notify_all();
     }
 
-    /// `exit_after` in a thread of its own; at once if there can be none.
-    fn watch_exit(self: &Arc<Self>, grace: Duration) {
+    /// Somebody said `quit`: if the process is ours, it ends within `SIGNAL_GRACE`, whoever is stuck, also where the monitor is closed
+    /// by then: what the process waits for at its very end may be a thread that waits for a page.
+    fn expect_exit(self: &Arc<Self>) {
+        if !self.owns_process.load(Ordering::Acquire) {
+            return;
+        }
         let core = self.clone();
-        if Builder::new().name("qmig-exit".into()).spawn(move || core.exit_after(grace)).is_err() {
+        if Builder::new().name("qmig-exit".into()).spawn(move || core.exit_after(SIGNAL_GRACE, false)).is_err() {
             signal::exit_now(0);
         }
     }
 
-    /// Ends the process unless the monitor is closed within `grace`.
-    fn exit_after(&self, grace: Duration) {
+    /// Ends the process after `grace`; with `spared_by_close` not if the monitor is closed by then.
+    fn exit_after(&self, grace: Duration, spared_by_close: bool) {
         let end = Instant::now() + grace;
         let mut queue = self.queue();
-        while !queue.closed {
+        while !(spared_by_close && queue.closed) {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 for path in self.paths.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
@@ -180,7 +184,7 @@ impl Monitor {
     /// If `close` is not called within `grace`, the process ends with status 0.
     pub fn arm_exit(&self, grace: Duration) -> Result<()> {
         let core = self.core.clone();
-        let thread = Builder::new().name("qmig-exit".into()).spawn(move || core.exit_after(grace));
+        let thread = Builder::new().name("qmig-exit".into()).spawn(move || core.exit_after(grace, true));
         self.threads().push(thread.map_err(|e| Error::io("starting the thread that watches over the exit", e))?);
         Ok(())
     }
@@ -203,7 +207,7 @@ impl Monitor {
             while signal::take().is_ok() {
                 let Some(core) = core.upgrade().filter(|core| !core.is_closed()) else { signal::exit_now(0) };
                 core.enqueue(Command::quit());
-                core.watch_exit(SIGNAL_GRACE);
+                core.expect_exit();
             }
         };
         // Not joined by close(): it watches until the process has ended.

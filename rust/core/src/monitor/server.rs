@@ -160,6 +160,9 @@ impl Listener {
                 while let Some(work) = state.clients[index].next_work() {
                     self.perform(&mut state, index, work);
                 }
+                if std::mem::take(&mut state.clients[index].quits) {
+                    self.core.expect_exit();
+                }
                 state.clients[index].flush();
                 // Flushing may have made room for input that is here already; nobody would wake us for that.
                 if !state.clients[index].can_go_on() {
