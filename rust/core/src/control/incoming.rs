@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value, json};
 
+use super::Witness;
 use super::hub::Hub;
 use super::links::Links;
 use super::status::{Status, StatusWord};
@@ -27,6 +28,7 @@ struct State {
     cancelled: bool,
     links: Option<Arc<Links<Arc<Listener>>>>,
     latency: Option<Arc<Latency>>,
+    witness: Option<Arc<dyn Witness>>,
 }
 
 #[derive(Debug)]
@@ -165,13 +167,37 @@ impl Incoming {
         let none = || Error::new(ErrorKind::InvalidState, "the incoming migration has no connection that could be replaced");
         let links = self.links().ok_or_else(none)?;
         // The same address may be asked for again, so the one before goes first.
-        links.withdraw();
+        let witness = self.witness();
+        witness.as_ref().map_or_else(|| links.withdraw(), |witness| witness.end());
         self.set_addresses(None);
         let listener = Listener::bind(uri, fd)?;
         self.announce();
         self.set_addresses(Some(listener.addresses()));
-        links.post(Arc::new(listener));
+        match witness {
+            Some(witness) => witness.answer(Arc::new(listener))?,
+            None => links.post(Arc::new(listener)),
+        }
         Ok(())
+    }
+
+    /// Everything is here; `witness` says so.
+    pub(super) fn set_witness(&self, witness: Arc<dyn Witness>) {
+        self.lock().witness = Some(witness);
+    }
+
+    pub(super) fn has_witness(&self) -> bool {
+        self.witness().is_some()
+    }
+
+    /// A late source is not waited for any more.
+    pub(super) fn dismiss_witness(&self) {
+        if let Some(witness) = self.witness() {
+            witness.end();
+        }
+    }
+
+    fn witness(&self) -> Option<Arc<dyn Witness>> {
+        self.lock().witness.clone()
     }
 
     /// A source that was waited for could not be taken; the waiting goes on.

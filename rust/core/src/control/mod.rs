@@ -51,6 +51,14 @@ fn two_way(uri: &Uri) -> Result<()> {
     }
 }
 
+/// Answers for an incoming postcopy that is complete, in case its source has not heard so.
+pub trait Witness: std::fmt::Debug + Send + Sync {
+    /// Tells the source that connects to `listener`, in a thread of its own; who was waited for before is not any more.
+    fn answer(&self, listener: Arc<Listener>) -> Result<()>;
+    /// Nobody is waited for any more; returns when the thread has ended.
+    fn end(&self);
+}
+
 /// State of one machine's migrations.
 #[derive(Debug)]
 pub struct Control {
@@ -170,6 +178,7 @@ impl Control {
     /// `migrate_cancel`: true if an outgoing migration will end as `cancelled`, or an incoming one, whose source has connected and
     /// has no promise yet, as `failed`. Never blocks.
     pub fn cancel(&self) -> bool {
+        self.incoming.dismiss_witness();
         self.outgoing().is_some_and(|session| session.request_cancel()) || self.incoming.cancel()
     }
 
@@ -216,9 +225,10 @@ impl Control {
     }
 
     /// `migrate-recover`: a paused incoming migration listens at `uri`, instead of wherever it listened before, and says where in
-    /// `socket-address`. `invalid-state` if it is not paused; `listen` and the like. Does not wait for the source.
+    /// `socket-address`. One that is complete does so, too, for a source whose connection broke before it heard that; its status stays
+    /// as it is. `invalid-state` otherwise; `listen` and the like. Does not wait for the source.
     pub fn recover_incoming(&self, uri: &Uri, fd: Option<OwnedFd>) -> Result<()> {
-        if self.incoming_status() != Status::PostcopyPaused {
+        if self.incoming_status() != Status::PostcopyPaused && !self.incoming.has_witness() {
             return Err(self.not_in("migrate-recover", Status::PostcopyPaused));
         }
         two_way(uri)?;
@@ -271,6 +281,11 @@ impl Control {
     /// `postcopy-paused`, with the reason in `error-desc`. False in any other status.
     pub fn pause_incoming(&self, error: Error) -> bool {
         self.incoming.lose_link(error)
+    }
+
+    /// The memory of the incoming migration is complete: who tells a source that asks late.
+    pub fn set_witness(&self, witness: Arc<dyn Witness>) {
+        self.incoming.set_witness(witness);
     }
 
     /// The source goes on over a new connection: `postcopy-recover` becomes `postcopy-active`.

@@ -1,6 +1,7 @@
 //! The fault thread: reads what the kernel reports and hands it to [`Requests`]. It never waits for anything else.
 
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -23,16 +24,19 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Starts it for memory that is armed.
-    pub fn start(requests: Arc<Requests>) -> Result<Self> {
+    /// Starts it for memory that is armed. If it fails, `failed` is told why, in that thread: from then on whoever touches a missing
+    /// page waits for the background, so this must not stay a secret.
+    pub fn start(requests: Arc<Requests>, failed: impl FnOnce(Error) + Send + 'static) -> Result<Self> {
         requests.memory().uffd()?;
         let stop = Cancel::new()?;
         let thread = {
             let stop = stop.clone();
             let work = move || {
-                let ended = serve(&requests, &stop);
+                let panicked = |_| Err(Error::new(ErrorKind::InvalidState, "it panicked"));
+                let ended = catch_unwind(AssertUnwindSafe(|| serve(&requests, &stop))).unwrap_or_else(panicked);
+                let ended = ended.map_err(|error| error.within("fault thread"));
                 if let Err(error) = &ended {
-                    tracing::error!(%error, "the fault thread ends: whoever touches a missing page from now on waits for ever");
+                    failed(error.clone());
                 }
                 ended
             };
@@ -46,7 +50,9 @@ impl Faults {
     pub fn stop(&self) -> Result<()> {
         self.stop.set();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let panicked = |_| Err(Error::new(ErrorKind::InvalidState, "the fault thread panicked"));
+        // Who is told of its failure may be the last to hold this.
+        let thread = thread.filter(|thread| thread.thread().id() != std::thread::current().id());
+        let panicked = |_| Err(Error::new(ErrorKind::InvalidState, "who was told of the fault thread's end panicked"));
         thread.map_or(Ok(()), |thread| thread.join().unwrap_or_else(panicked))
     }
 }
@@ -68,8 +74,16 @@ fn serve(requests: &Requests, stop: &Cancel) -> Result<()> {
         let woken = requests.latency().now();
         let found = uffd.read_faults(&mut faults).map_err(|e| Error::io("reading page faults", e))?;
         let mut enough = true;
+        // They will not be reported again: one that makes no sense does not cost the others their pages.
+        let mut bad = None;
         for fault in &faults[..found] {
-            enough &= requests.fault(fault, woken)?;
+            match requests.fault(fault, woken) {
+                Ok(done) => enough &= done,
+                Err(error) => bad = Some(error),
+            }
+        }
+        if let Some(error) = bad {
+            return Err(error);
         }
         if !enough && stop.wait(BREATH) {
             return Ok(());

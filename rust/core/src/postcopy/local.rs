@@ -194,7 +194,8 @@ impl Service {
         memory.arm()?;
         requests.set_requester(Some(requester));
         let receiver = reader.map(|reader| receive(Input::new(reader), placer, Arc::clone(&progress))).transpose()?;
-        let faults = Faults::start(Arc::clone(&requests))?;
+        let theirs = Arc::clone(&progress);
+        let faults = Faults::start(Arc::clone(&requests), move |error| theirs.fail(error))?;
         Ok(Self { requests, faults, cancel, receiver: Mutex::new(receiver), progress })
     }
 

@@ -246,6 +246,14 @@ impl Memory {
         Ok(&self.watch()?.uffd)
     }
 
+    /// The block that a `RECV_BITMAP` names.
+    pub fn asked_for(&self, name: &[u8]) -> Result<usize> {
+        self.index_of(name).ok_or_else(|| {
+            let text = format!("RECV_BITMAP for block \"{}\", which this machine does not have", name.escape_ascii());
+            Error::new(ErrorKind::UnknownBlock, text)
+        })
+    }
+
     /// Stops watching. Threads that wait go on, and find zeros where nothing was placed: only when everything was received, or when
     /// the machine cannot run any more. Idempotent.
     pub fn disarm(&self) {

@@ -1,7 +1,7 @@
 //! After LISTEN: the thread that has the main stream from there on, through any number of lost connections, to the end.
 //!
 //! ```text
-//!   LISTEN ──► loading ──RUN──► running ──wait()──► settled ──END, EOF, all pages here──► SHUT 0, completed
+//!   LISTEN ──► loading ──RUN──► running ──wait()──► settled ──END, EOF, all pages here──► SHUT 0, completed (late)
 //!                 │                │                   │
 //!                 │ any failure    │ finish(1)         │ any failure, migrate-pause
 //!                 ▼                ▼                   ▼
@@ -18,25 +18,37 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::back::{Asking, Back};
+use super::late::Late;
 use super::main::{LINGER, Main, Source, drain};
 use super::placing::{Came, Placing};
 use super::second::{Reading, Second};
 use crate::channel::{Cancel, Channel, Listener};
-use crate::control::{Control, Links, Status};
+use crate::control::{Control, Links, Status, Witness};
 use crate::postcopy::{Faults, Requests};
 use crate::wire::{AnnouncedBlocks, Command, Event, ReturnMessage};
 use crate::{Error, ErrorKind, Result};
 
 /// SHUT: the machine was not run here and never will be. Our own extension; to QEMU it is a failure like any other.
 pub const NEVER_RAN: u32 = 2;
-/// How long the machine's device state may take to load, with the pages that it touches: nobody runs the machine meanwhile.
-const LOAD_DEADLINE: Duration = Duration::from_secs(60);
-/// How long each step of a recovery may take.
-const RECOVER_DEADLINE: Duration = Duration::from_secs(30);
-/// How long the last requested pages may take after the end of everything else.
-const STALL: Duration = Duration::from_secs(30);
 /// What the kernel keeps of a stream from this machine, unread: a page that is waited for stands behind it.
 const UNREAD: usize = 64 << 10;
+
+/// How long the source may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    /// For the machine's device state, with the pages that it touches while it is loaded: nobody runs the machine meanwhile.
+    pub load: Duration,
+    /// For each step of a recovery.
+    pub recover: Duration,
+    /// For the last requested pages after the end of everything else.
+    pub drain: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self { load: Duration::from_secs(60), recover: Duration::from_secs(30), drain: Duration::from_secs(30) }
+    }
+}
 
 /// One connection: what was opened together and is cut together.
 #[derive(Debug)]
@@ -73,7 +85,10 @@ pub struct Listening {
     control: Arc<Control>,
     links: Arc<Links<Arc<Listener>>>,
     requests: Arc<Requests>,
-    faults: Faults,
+    faults: Mutex<Option<Faults>>,
+    /// What the fault thread died of, until there is another.
+    blind: Arc<Mutex<Option<Error>>>,
+    deadlines: Deadlines,
     blocks: AnnouncedBlocks,
     order: Arc<[usize]>,
     state: Mutex<State>,
@@ -94,12 +109,15 @@ impl Listening {
         order: Vec<usize>,
         mut main: Main,
         connection: Connection,
+        deadlines: Deadlines,
     ) -> Result<Arc<Self>> {
         main.listening();
         let this = Arc::new(Self {
             control: Arc::clone(control),
             links: Arc::clone(links),
-            faults: Faults::start(Arc::clone(&requests))?,
+            faults: Mutex::default(),
+            blind: Arc::default(),
+            deadlines,
             blocks: main.announced_blocks(),
             order: order.into(),
             state: Mutex::default(),
@@ -110,10 +128,11 @@ impl Listening {
             requests,
         });
         this.lock().back = Some(Arc::clone(&connection.back));
+        this.watch()?;
         if connection.back.is_local() {
             main.input().source().bound(UNREAD);
         }
-        main.input().source().hurry(Instant::now() + LOAD_DEADLINE, &this.patient);
+        main.input().source().hurry(Instant::now() + deadlines.load, &this.patient);
         this.serve(&connection)?;
         this.ask(&connection);
         control.set_incoming_status(Status::Active, Status::PostcopyActive);
@@ -219,7 +238,7 @@ impl Listening {
         let end = loop {
             let error = match self.receive(&mut main, &mut sink, &connection).and_then(|()| self.loaded()) {
                 Ok(()) => break Ok(connection),
-                Err(error) => connection.reason(error),
+                Err(error) => self.blind().clone().unwrap_or_else(|| connection.reason(error)),
             };
             if self.fails(&error) {
                 self.take_leave(&mut main, &connection);
@@ -235,7 +254,14 @@ impl Listening {
         };
         drop(sink);
         self.release();
-        let over = end.map(|connection| self.say_goodbye(&mut main, connection));
+        let over = end.map(|connection| {
+            let memory = Arc::clone(self.requests.memory());
+            let preempt = self.control.capability(super::PREEMPT);
+            let late = Late::new(&self.control, memory, main, self.deadlines.recover, preempt);
+            let mut main = late.main(); // until the source had its chance to hear the last word
+            self.control.set_witness(Arc::clone(&late) as Arc<dyn Witness>);
+            self.say_goodbye(&mut main, connection);
+        });
         self.lock().over = Some(over);
         self.changed.notify_all();
     }
@@ -256,9 +282,45 @@ impl Listening {
     /// Nobody waits for a page any more, or may.
     fn release(&self) {
         self.requests.memory().disarm();
-        if let Err(error) = self.faults.stop() {
-            tracing::error!(%error, "the fault thread");
+        drop(self.faults().take());
+    }
+
+    /// The fault thread, if none is alive.
+    fn watch(self: &Arc<Self>) -> Result<()> {
+        let mut faults = self.faults();
+        if faults.is_some() && self.blind().is_none() {
+            return Ok(());
         }
+        *faults = None;
+        *self.blind() = None;
+        let this = Arc::downgrade(self);
+        let failed = move |error| {
+            if let Some(this) = this.upgrade() {
+                this.went_blind(error);
+            }
+        };
+        *faults = Some(Faults::start(Arc::clone(&self.requests), failed)?);
+        Ok(())
+    }
+
+    /// The fault thread has died of `error`: the end of a machine that does not run yet, and for one that runs the reason of a pause,
+    /// whose end brings another thread.
+    fn went_blind(&self, error: Error) {
+        tracing::error!(%error, "nobody notices who waits for a page");
+        *self.blind() = Some(error.clone());
+        if self.is_running() {
+            self.links.cut();
+        } else {
+            self.abort(error);
+        }
+    }
+
+    fn faults(&self) -> MutexGuard<'_, Option<Faults>> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn blind(&self) -> MutexGuard<'_, Option<Error>> {
+        self.blind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Up to the end of the stream, and until every page is here.
@@ -283,11 +345,7 @@ impl Listening {
             Command::OpenReturnPath => Ok(()),
             Command::RecvBitmap(name) if recovers => {
                 let memory = self.requests.memory();
-                let unknown = || {
-                    let text = format!("RECV_BITMAP for block \"{}\", which this machine does not have", name.escape_ascii());
-                    Error::new(ErrorKind::UnknownBlock, text)
-                };
-                let block = memory.index_of(name).ok_or_else(unknown)?;
+                let block = memory.asked_for(name)?;
                 connection.back.received(name, memory.received(block).words())
             }
             Command::Resume if recovers => {
@@ -313,7 +371,7 @@ impl Listening {
             return Err(Error::new(ErrorKind::BadCommand, "the stream ends before POSTCOPY_RESUME"));
         }
         let memory = self.requests.memory();
-        let deadline = Instant::now() + STALL;
+        let deadline = Instant::now() + self.deadlines.drain;
         self.draining.store(true, Ordering::SeqCst);
         let waiting = Arc::clone(self);
         let _wakes = connection.link.register(Box::new(move || waiting.came()));
@@ -400,6 +458,7 @@ impl Listening {
         let (Some(reader), Some(writer)) = channel.split() else {
             return Err(Error::new(ErrorKind::BadUri, "a recovery needs a connection with a way back"));
         };
+        self.watch()?;
         let second = if preempt { Some(Second::expect(Arc::clone(&listener), link)?) } else { None };
         let back = Arc::new(Back::new(writer, link.clone()));
         let connection = Connection { back, link: link.clone(), second, listener: Some(listener) };
@@ -408,7 +467,7 @@ impl Listening {
             reader.bound(UNREAD);
         }
         main.replace_source(Source::new(reader));
-        main.input().source().set_deadline(Instant::now() + RECOVER_DEADLINE);
+        main.input().source().set_deadline(Instant::now() + self.deadlines.recover);
         let mut state = self.lock();
         if let Some(error) = &state.ended {
             return Err(error.clone());

@@ -6,6 +6,7 @@
 //! missing page.
 
 mod back;
+mod late;
 mod listening;
 mod main;
 mod placing;
@@ -24,6 +25,8 @@ use crate::wire::{Command, Decoder, DecoderOptions, Event, Input, NoSource, Null
 use crate::{Error, ErrorKind, Result};
 
 use back::{Back, PATIENCE, no_way_back};
+pub use listening::Deadlines;
+
 use listening::{Connection, Listening, NEVER_RAN};
 use main::{Main, Source, drain};
 use postcopy::{Postcopy, Progress};
@@ -97,6 +100,11 @@ impl Incoming {
     /// How many vCPUs the machine has, for the times in which all of them stand still.
     pub fn set_cpus(&self, cpus: u32) {
         lock(&self.postcopy).cpus = cpus;
+    }
+
+    /// How long the source may take from LISTEN on, before it is asked for anything.
+    pub fn set_deadlines(&self, deadlines: Deadlines) {
+        lock(&self.postcopy).deadlines = deadlines;
     }
 
     /// Bind or open; the addresses in the form of `socket-address`.
@@ -351,10 +359,13 @@ impl Incoming {
             listener: link.listener.take(),
         };
         drop(link);
-        let requests = lock(&self.postcopy).listen(command, &self.control)?;
+        let (requests, deadlines) = {
+            let mut postcopy = lock(&self.postcopy);
+            (postcopy.listen(command, &self.control)?, postcopy.deadlines)
+        };
         let main = feed.main.take().ok_or_else(closed)?;
         let memory = Arc::clone(requests.memory());
-        let listening = Listening::start(&self.control, &self.links, requests, loader.hand_over(), main, connection);
+        let listening = Listening::start(&self.control, &self.links, requests, loader.hand_over(), main, connection, deadlines);
         self.link().listening = Some(listening.inspect_err(|_| memory.disarm())?);
         Ok(())
     }

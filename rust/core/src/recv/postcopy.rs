@@ -13,6 +13,7 @@ use crate::ram::TARGET_PAGE;
 use crate::wire::{Advise, Command};
 use crate::{Error, ErrorKind, Result};
 
+use super::listening::Deadlines;
 use super::ram_loader::RamLoader;
 
 /// Where postcopy stands.
@@ -55,6 +56,8 @@ pub struct Postcopy {
     memory: Option<Arc<Memory>>,
     /// vCPUs of the machine; 0: unknown.
     pub cpus: u32,
+    /// How long the source may take.
+    pub deadlines: Deadlines,
 }
 
 impl Postcopy {

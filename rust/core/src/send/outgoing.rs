@@ -86,6 +86,8 @@ pub struct Outgoing {
     commits_after_finish: bool,
     convergence: Convergence,
     pings: u32,
+    /// How long each step of a recovery may take.
+    pub(super) recover_deadline: Duration,
     /// Bytes sent while the machine ran; known once it stopped.
     pub(super) precopy_bytes: Option<u64>,
     rates: Rates,
@@ -124,9 +126,15 @@ impl Outgoing {
             commits_after_finish: false,
             convergence: Convergence::new(0),
             pings: 0,
+            recover_deadline: postcopy::RECOVER_DEADLINE,
             precopy_bytes: None,
             rates: Rates { evaluated: Instant::now(), dirtied: 0, pages_sent: 0, bytes_per_ms: 0.0, dirty_bytes: 0 },
         })
+    }
+
+    /// How long each step of a recovery may take, instead of half a minute.
+    pub fn set_recover_deadline(&mut self, deadline: Duration) {
+        self.recover_deadline = deadline;
     }
 
     /// Open the channel. Blocks for sockets; a cancel of the session ends it.

@@ -47,8 +47,8 @@ const PACKAGE_MAX_V2_9: u32 = 1 << 24;
 const NEVER_RAN: u32 = 2;
 /// How long a destination that broke the connection may still have something to say.
 const LAST_WORD: Duration = Duration::from_secs(1);
-/// How long each step of a recovery may take.
-const RECOVER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long each step of a recovery may take, unless something else was said.
+pub(super) const RECOVER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// What of postcopy was agreed on when the migration began.
 #[derive(Debug, Clone, Copy)]
@@ -302,7 +302,8 @@ impl Outgoing {
     }
 
     fn handshake(&mut self, uri: &Uri) -> Result<Flow> {
-        self.parts()?.1.set_deadline(Instant::now() + RECOVER_DEADLINE);
+        let deadline = Instant::now() + self.recover_deadline;
+        self.parts()?.1.set_deadline(deadline);
         self.bound()?;
         self.connect_second(uri, Format::V7_2)?;
         let mut questions = Output::new();
@@ -311,7 +312,7 @@ impl Outgoing {
         }
         self.put(questions.as_slice())?;
         self.flush()?;
-        let deadline = Instant::now() + RECOVER_DEADLINE;
+        let deadline = Instant::now() + self.recover_deadline;
         let received = self.answered(|back| back.wait_bitmaps(deadline))?;
         self.connect_second(uri, Format::V10_0)?;
         let missing = received.iter().map(|received| {
@@ -326,7 +327,7 @@ impl Outgoing {
         resume.command(&Command::Resume);
         self.put(resume.as_slice())?;
         self.flush()?;
-        let deadline = Instant::now() + RECOVER_DEADLINE;
+        let deadline = Instant::now() + self.recover_deadline;
         self.answered(|back| back.wait_resumed(deadline))?;
         if self.session.resumed() { Ok(flow) } else { Err(self.why_not_committed()) }
     }

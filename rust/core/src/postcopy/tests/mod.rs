@@ -88,7 +88,7 @@ impl Rig {
         let requests = Requests::new(Arc::clone(&memory), Arc::new(Latency::new()));
         let (tell, asked) = channel();
         requests.set_requester(Some(Box::new(Told(tell))));
-        Self { faults: Faults::start(Arc::clone(&requests)).unwrap(), memory, requests, asked }
+        Self { faults: Faults::start(Arc::clone(&requests), drop).unwrap(), memory, requests, asked }
     }
 
     fn placer(&self) -> Placer {
