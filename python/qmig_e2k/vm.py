@@ -183,6 +183,8 @@ class Vm:
         if isinstance(state, VMStateDescription):
             if state.unmigratable and machine.settings.only_migratable:
                 raise migration_error("not-permitted", f"device {state.name} cannot be migrated (--only-migratable)")
+            if obj is None:
+                raise TypeError(f"register({state.name}) needs the device whose state it describes")
             try:
                 seen = view(state, obj, mapping)
             except ValueError as error:
@@ -190,6 +192,8 @@ class Vm:
             entry = machine.registry.register_description(state, seen, instance_id=instance_id, bus_path=bus_path)
             machine.blockers.publish()
             return entry
+        if not isinstance(state, SaveVmHandler):
+            raise TypeError(f"register needs a description (or a handler) and then the device, not {state!r} first")
         if name is None:
             raise TypeError("a handler needs a name: register(handler, name=...)")
         return machine.registry.register(name, state, instance_id=instance_id)
@@ -200,7 +204,7 @@ class Vm:
         Named are blockers, run state, RAM that the machine type has and this machine has not, and whatever a
         description asks for and its object lacks, with the field and what to do.
         """
-        return list(checks.stops(self.machine, self._hardware))
+        return list(checks.stops(self.machine, self._hardware, self._emulator))
 
     def notes(self) -> list[str]:
         """What stops no migration but is worth knowing, one sentence each, such as devices that were left out."""

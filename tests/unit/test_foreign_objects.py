@@ -88,7 +88,7 @@ def device(name: str, seed: int) -> Any:
 
 
 def attributes(description: VMStateDescription) -> Iterator[str]:
-    yield from description.reads
+    yield from (name.partition(".")[0] for name in description.reads)
     for row in description.fields:
         if row.structure is not None and not row.attribute:
             yield from attributes(row.structure)

@@ -1,4 +1,4 @@
-"""docs/golden-vectors.md has a row for each of the specification's 38 vectors; its files and tests are those there are."""
+"""docs/golden-vectors.md has a row for each of the 38 vectors; the files and tests in it are those that there are."""
 
 from __future__ import annotations
 

@@ -5,9 +5,11 @@ Nothing here calls the emulator or a device's `pre_save`; the machine may be run
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from qmig_e2k.e2k.devices.pci import is_pci_device
 from qmig_e2k.e2k.machines import FIRMWARE_SIZE, build
 from qmig_e2k.e2k.models import DEFAULT_MODEL
 from qmig_e2k.savevm import GlobalState, Registry, VirtualClock, VmStateHandler
@@ -25,10 +27,18 @@ _NOT_FROM_HERE = ("inmigrate", "postmigrate", "finish-migrate")
 _EPIC = frozenset({"cepic", "ioepic"})
 _EPIC_MODEL = "e16c"
 _SOME_RAM = 1 << 20
+_DONE = {"stop": "stopped", "start": "started"}
+_BUS_PATH = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](:[0-9a-f]{2}\.[0-7])*")
 
 
-def stops(machine: Machine, hardware: Hardware) -> Iterator[str]:
-    """What would stop a migration now, one sentence each."""
+def stops(machine: Machine, hardware: Hardware, emulator: object) -> Iterator[str]:
+    """What would stop a migration now, one sentence each.
+
+    Args:
+        machine: what would move.
+        hardware: the machine type that it is of.
+        emulator: what stops and starts its guest; None: nothing runs.
+    """
     yield from (f"migration is blocked: {reason}" for reason in machine.blockers.reasons())
     if not machine.blocks:
         yield "no RAM is registered: use add_ram"
@@ -36,6 +46,10 @@ def stops(machine: Machine, hardware: Hardware) -> Iterator[str]:
         yield f"the machine is in run state {machine.control.run_state}"
     if machine.blocks:
         yield from _blocks(machine, hardware)
+    for name in ("stop", "start") if emulator is not None else ():
+        if not callable(getattr(emulator, name, None)):
+            yield f"the emulator has no {name}(), by which its guest is {_DONE[name]}"
+    yield from _places(machine)
     yield from _devices(machine, stops=True)
 
 
@@ -57,6 +71,7 @@ def notes(machine: Machine, hardware: Hardware, cpus: int, *, resettable: bool) 
         yield f"left out of what {hardware.type} has, so the other side must not have them either: {shown}"
     if not resettable and (own := _with_options(machine, hardware)):
         yield f"the emulator has no reset(), so what a stream leaves out of {', '.join(own)} keeps its old value"
+    yield from _numbers(machine)
     yield from _devices(machine, stops=False)
 
 
@@ -79,7 +94,31 @@ def _devices(machine: Machine, *, stops: bool) -> Iterator[str]:
         if isinstance(entry.handler, VmStateHandler):
             for problem in problems(entry.handler.description, entry.handler.obj):
                 if problem.stops is stops:
-                    yield f"{entry.path}/{problem.path}: {problem.text}"
+                    place = f"{entry.path}/{problem.path}" if problem.path else entry.path
+                    yield f"{place}: {problem.text}"
+
+
+def _places(machine: Machine) -> Iterator[str]:
+    """PCI functions of which nobody has told where they are: their pins could not be counted."""
+    for entry in machine.registry:
+        if isinstance(entry.handler, VmStateHandler) and is_pci_device(entry.handler.description):
+            path = entry.idstr.rpartition("/")[0]
+            if not _BUS_PATH.fullmatch(path):
+                have = f"its bus_path is {path!r}" if path else "it has no bus_path"
+                yield f"{entry.path}: {have}; register it with its place, e.g. bus_path='0000:00:02.4'"
+
+
+def _numbers(machine: Machine) -> Iterator[str]:
+    """Sections whose number is not that of the CPU that they are of."""
+    for entry in machine.registry:
+        if not isinstance(entry.handler, VmStateHandler) or "index" not in entry.handler.description.reads:
+            continue
+        index = getattr(entry.handler.obj, "index", entry.instance_id)
+        if index != entry.instance_id:
+            yield (
+                f"{entry.path}: index is {index!r}, but the section has the number {entry.instance_id}; "
+                f"make them equal (instance_id= at registration)"
+            )
 
 
 def _left_out(machine: Machine, hardware: Hardware, cpus: int) -> Counter[str]:

@@ -151,9 +151,29 @@ class ArrayField(VMStateField):
         yield from self._count.problems(self.name, obj, place, length(value), self._start)
         if isinstance(value, np.ndarray) and self.kind.packs:
             native = self.kind.unpack(b"").dtype.newbyteorder("=")
-            if not np.can_cast(native, value.dtype, "safe"):
+            if (native.kind in "iu" and value.dtype.kind == "f") or not np.can_cast(native, value.dtype, "safe"):
                 text = f"{place} is an array of {value.dtype}, which cannot hold {native}; make it one of {native}"
                 yield Problem(self.name, text)
+                return
+            if not value.flags.writeable:
+                yield Problem(self.name, f"{place} is a read-only array: no stream could be loaded into it")
+        if self.kind.packs:
+            yield from self._elements(value, place)
+
+    def _elements(self, value: Any, place: str) -> Iterator[Problem]:
+        """The first element that is no number of the kind."""
+        values = part(value, 0, length(value))
+        if self._packs(values):
+            return
+        index, element = next((at, each) for at, each in enumerate(plain(values)) if not self._packs([each]))
+        yield Problem(f"{self.name}[{index}]", f"{place} holds {element!r} there, no {self.kind.name}")
+
+    def _packs(self, values: Any) -> bool:
+        try:
+            self.kind.pack(values)
+        except Exception:  # noqa: BLE001 - whatever the elements are
+            return False
+        return True
 
     def _save_each(self, saver: Saver, values: Sequence[Any]) -> int:
         """Elements of no fixed size; returns the first one's."""

@@ -163,7 +163,8 @@ class VMStateDescription:
         load_state_old: reads the whole payload of versions from `minimum_version_id_old` up to `minimum_version_id`.
         unmigratable: a machine with this device can be neither saved nor loaded.
         priority: higher is saved first (spec/stream.md 3.10).
-        reads: attributes that hooks and tests read besides the fields; one that is missing is told beforehand.
+        reads: attributes that hooks and tests read besides the fields, or attributes of theirs behind a dot
+            (`model.isa`); what is missing is told beforehand.
         may_read: further ones, which need not be there.
 
     What the engine reads, made from the above:
@@ -210,6 +211,7 @@ class VMStateDescription:
         if not 1 <= len(wire_name) <= 255:
             raise ValueError(f"description name {self.name!r} is {len(wire_name)} bytes long, 1 to 255 are possible")
         put("wire_name", wire_name)
+        self._check_types()
         put("fields", tuple(self.fields))
         put("subsections", tuple(self.subsections))
         put("reads", tuple(self.reads))
@@ -243,6 +245,26 @@ class VMStateDescription:
         put("announcement", b"\x05" + bytes([len(wire_name)]) + wire_name + self.version_id.to_bytes(4, "big"))
         put("parts", {sub.wire_name: sub for sub in self.subsections})
         put("compressible", not self.subsections and all(row.compressible for row in self.fields))
+
+    def _check_types(self) -> None:
+        """Refuse by name what would only fail later, and then say little."""
+        for name in ("version_id", "minimum_version_id", "minimum_version_id_old", "priority"):
+            if not isinstance(getattr(self, name), int):
+                raise TypeError(f"{self.name}: {name} is {getattr(self, name)!r}, no whole number")
+        for name in ("needed", "pre_load", "post_load", "pre_save", "post_save", "load_state_old"):
+            hook = getattr(self, name)
+            if hook is not None and not callable(hook):
+                raise TypeError(f"{self.name}: {name} is {hook!r}, no function")
+        for name, kind, example in (
+            ("fields", VMStateField, 'uint32("level")'),
+            ("subsections", VMStateDescription, "VMStateDescription(...)"),
+        ):
+            rows = getattr(self, name)
+            if not isinstance(rows, Sequence):
+                raise TypeError(f"{self.name}: {name} is {rows!r}, no list of such as {example}")
+            for at, row in enumerate(rows):
+                if not isinstance(row, kind):
+                    raise TypeError(f"{self.name}: {name}[{at}] is {row!r}, nothing such as {example}")
 
     def _constant(self) -> ConstantObject | None:
         """The JSON description of an object at `version_id`, if it is the same for all."""

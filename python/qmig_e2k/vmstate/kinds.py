@@ -14,7 +14,7 @@ import numpy as np
 from qmig_e2k._core import Reader, Writer
 from qmig_e2k.vmstate.description import MISSING, Exists, VMStateField
 from qmig_e2k.vmstate.mapped import where
-from qmig_e2k.vmstate.problems import Problem
+from qmig_e2k.vmstate.problems import Problem, unsettable
 from qmig_e2k.vmstate.refusal import Refusal
 from qmig_e2k.vmstate.runs import Shape
 
@@ -322,6 +322,10 @@ class ScalarField(VMStateField):
         except Exception as error:  # noqa: BLE001 - whatever the value is
             text = f"{where(obj, '.'.join(self.path))} is {value!r}, no {self.type_name}: {Refusal.of(error).message}"
             yield Problem(self.name, text)
+            return
+        why = None if isinstance(self.kind, EqualKind) else unsettable(self.owner(obj), self.attribute)
+        if why is not None:
+            yield Problem(self.name, f"{where(obj, '.'.join(self.path))} is {why}: no stream could be loaded into it")
 
 
 bool_ = BoolKind(strict=False)

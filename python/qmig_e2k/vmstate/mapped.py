@@ -60,11 +60,16 @@ class Mapped:
             return _within(value, *self.__inner[name])
         return value.item() if isinstance(value, np.generic) else value
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __holder(self, name: str) -> tuple[Any, str]:
+        """What holds the value, and its name there."""
         *way, last = self.__paths.get(name, (name,))
         owner = self.__target
         for step in way:
             owner = _step(owner, step)
+        return owner, last
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        owner, last = self.__holder(name)
         if is_mapping(owner.__class__):
             owner[last] = value
         elif last.isdecimal():
@@ -73,10 +78,7 @@ class Mapped:
             setattr(owner, last, value)
 
     def __delattr__(self, name: str) -> None:
-        *way, last = self.__paths.get(name, (name,))
-        owner = self.__target
-        for step in way:
-            owner = _step(owner, step)
+        owner, last = self.__holder(name)
         if not isinstance(owner, Mapping):
             delattr(owner, last)
         elif owner.pop(last, _NOTHING) is _NOTHING:  # type: ignore[attr-defined]
@@ -153,14 +155,32 @@ def view(description: VMStateDescription, obj: Any, mapping: Mapping[str, str] |
     """
     structures = _structures(description)
     if mapping is None:
-        return _within(obj, {}, structures)
-    known = set(_names(description))
-    for name in mapping:
+        # a tuple with names is one object
+        return obj if isinstance(obj, list | tuple) else _within(obj, {}, structures)
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"mapping: {mapping!r} is no dict from names to paths, e.g. {{'regs_lo': 'file.low'}}")  # noqa: TRY004
+    known = set(names_of(description))
+    for name, path in mapping.items():
+        if not isinstance(path, str) or not all(path.split(".")):
+            raise ValueError(f"mapping: the place of {name!r} must be a path such as 'file.low', not {path!r}")
         if name not in known:
             near = get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
             raise ValueError(f"mapping: {description.name} has no {name!r}; {hint}")
     return Mapped(obj, mapping, structures)
+
+
+def target_of(obj: Any) -> Any:
+    """The emulator's own object behind a view, or `obj` itself."""
+    return obj._Mapped__target if isinstance(obj, Mapped) else obj  # noqa: SLF001  a public name could be a field's
+
+
+def holder(obj: Any, name: str) -> tuple[Any, str]:
+    """The object or dict that holds `name` of `obj`, and its name there."""
+    if isinstance(obj, Mapped):
+        owner, member = obj._Mapped__holder(name)  # noqa: SLF001
+        return owner, str(member)
+    return obj, name
 
 
 def where(obj: Any, name: str) -> str:
@@ -170,17 +190,18 @@ def where(obj: Any, name: str) -> str:
     return f"{name} of {'the dict' if isinstance(obj, Mapping) else type(obj).__name__}"
 
 
-def _names(description: VMStateDescription) -> Iterator[str]:
+def names_of(description: VMStateDescription) -> Iterator[str]:
     """What the object may be asked for: fields, those of inner structures behind a dot, and what hooks read."""
-    yield from (*description.reads, *description.may_read, "before_save", "after_load")
+    yield from (name.partition(".")[0] for name in description.reads)
+    yield from (*description.may_read, "before_save", "after_load")
     for row in description.fields:
         first = row.path[0]
         if first:
             yield first
         if row.structure is not None:
-            yield from (f"{first}.{name}" if first else name for name in _names(row.structure))
+            yield from (f"{first}.{name}" if first else name for name in names_of(row.structure))
     for part in description.subsections:
-        yield from _names(part)
+        yield from names_of(part)
 
 
 def _structures(description: VMStateDescription) -> Tree:

@@ -129,5 +129,5 @@ CPU = VMStateDescription(
     subsections=[part.description for part in _PARTS],
     pre_save=pre_save,
     post_load=post_load,
-    reads=("index", "model", "tags"),
+    reads=("index", "model.physical_bits", "tags"),
 )

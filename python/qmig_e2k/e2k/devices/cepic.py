@@ -202,7 +202,7 @@ CEPIC = VMStateDescription(
     fields=BODY.FIELDS,
     pre_save=before_save,
     post_load=loaded,
-    reads=("index", "model"),
+    reads=("index", "model.cores"),
     may_read=("cpu",),
     # an emulator that does not model virtualization has zeros there
     subsections=[HV.subsection("cepic/hv")],

@@ -145,7 +145,7 @@ IOMMU = VMStateDescription(
     pre_save=before_save,
     post_load=loaded,
     priority=PRIORITY,
-    reads=("node", "model"),
+    reads=("node", "model.isa"),
     may_read=("link",),
     subsections=[
         MON.subsection("e2k-iommu/mon"),

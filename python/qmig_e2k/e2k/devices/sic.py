@@ -289,7 +289,7 @@ SIC = VMStateDescription(
     fields=BODY.FIELDS,
     pre_save=before_save,
     post_load=loaded,
-    reads=("node", "model"),
+    reads=("node", "model.isa"),
     may_read=("nodes", "links"),
     subsections=[
         PREPIC.subsection("e2k-sic/prepic"),
