@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
     demo = commands.add_parser(
-        "demo", help="move a busy machine from one process to another, verified", allow_abbrev=False
+        "demo", help="move a busy machine to another process and back, verified", allow_abbrev=False
     )
     demo.set_defaults(handler=_demo)
     doctor = commands.add_parser("doctor", help="what the kernel and the permissions allow here", allow_abbrev=False)
@@ -124,6 +124,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     bench.add_argument("--json", type=Path, metavar="OUT", help="write the record to OUT")
     bench.add_argument("--runs", type=int, default=5, metavar="N", help="counted runs of each case, default 5")
     bench.add_argument("--programs", type=Path, metavar="DIR", help="bare programs to measure beside (see make bench)")
+    bench.add_argument("--size", type=_size, default=1 << 30, metavar="SIZE", help="RAM (faults only), default 1G")
     bench.set_defaults(handler=_bench)
 
 
@@ -400,4 +401,4 @@ def _doctor(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from qmig_e2k import bench  # noqa: PLC0415  the other commands need none of it
 
-    return bench.run(options.subject, runs=options.runs, programs=options.programs, out=options.json)
+    return bench.run(options.subject, runs=options.runs, programs=options.programs, out=options.json, size=options.size)

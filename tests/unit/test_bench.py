@@ -1,17 +1,18 @@
-"""`bench vmstate`: every section is measured, and the record has the shape that the contract fixes."""
+"""`bench vmstate` and `bench faults`: all is measured, and the record has the shape that the contract fixes."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qmig_e2k import bench
-from qmig_e2k.bench import vmstate
+import pytest
+
+from qmig_e2k import bench, cli
+from qmig_e2k.bench import faults, host, vmstate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
-
-    import pytest
 
 
 def test_vmstate_record_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,3 +38,67 @@ def test_vmstate_record_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     sections = len(record["results"]) // 3 - 1
     assert len(lines) == sections + 3
     assert any(line.startswith("0000:00:02.4/e2k-gpio") for line in lines)
+
+
+BARE = {
+    "bare_faults": {
+        "faults": {"p50_ns": 1000, "p99_ns": 2000, "mean_ns": 1500},
+        "wrong": 0,
+        "requests": 7,
+        "seconds": 0.5,
+    },
+    "fault_floor": {
+        "ours": {"p50_ns": 3000, "p99_ns": 4000},
+        "bare": {"p50_ns": 2000, "p99_ns": 4000},
+        "record": {"ns": 150},
+    },
+}
+"""What the bare programs print; they themselves are run by `make bench`."""
+
+
+def test_faults_record_and_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, printed in BARE.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\necho '{json.dumps(printed)}'\n")
+        program.chmod(0o755)
+    monkeypatch.setattr(host, "warm", lambda gib: None)
+    monkeypatch.setattr(host, "qemu", lambda: None)
+    monkeypatch.setattr(faults, "MODES", {"preempt": True})
+    for part in ("whole", "switch"):  # measured below
+        monkeypatch.setattr(faults, part, lambda *_: [])
+    out = tmp_path / "record.json"
+    words = ["bench", "faults", "--runs", "1", "--size", "16M", "--programs", str(tmp_path), "--json", str(out)]
+    assert cli.main(words) == 0
+    record = json.loads(out.read_text())
+    assert record["args"] == {"what": "faults", "runs": 1, "size": 16 << 20}
+    assert record["phases"]["touch, preempt"]["count"] > 0
+    results = {result["name"]: result for result in record["results"]}
+    for name, bare in (("p50", 1), ("p99", 2)):
+        found = results[f"fault {name}, preempt"]
+        assert (found["reference"], found["reference_name"]) == (bare, "bare loop")
+        assert found["ratio"] == found["ours"] / bare
+    assert results["all memory, preempt"]["reference"] == 1 / 64 / 0.5
+    assert results["local floor p50"]["ratio"] == 1.5
+    assert results["record of a fault"]["ratio"] == pytest.approx(0.05)
+    printed = capsys.readouterr()
+    assert "skipped: p50 at 4 GiB" in printed.err
+    assert "fault p99, preempt" in printed.out
+
+
+@pytest.mark.parametrize(("measure", "beside"), [(faults.whole, "precopy"), (faults.switch, "limit")])
+def test_postcopy_beside_other_things(
+    measure: Callable[..., list[dict[str, Any]]], beside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "warm", lambda gib: None)
+    said: list[str] = []
+    [result] = measure(1, 16 << 20, said.append)
+    assert result["ours"] > 0
+    assert result["reference_name"] == beside
+    assert len(said) == 1
+
+
+def test_faults_without_its_bare_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "faults"]) == 1
+    assert "make bench BENCH=faults" in capsys.readouterr().err

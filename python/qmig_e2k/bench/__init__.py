@@ -11,7 +11,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from qmig_e2k.bench import dirty, host, precopy, vmstate
+from qmig_e2k.bench import dirty, faults, host, precopy, vmstate
+from qmig_e2k.lab.faults import LabError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["BUILT", "run"]
 
 SCHEMA = "qmig_e2k/bench/1"
-BUILT = ("dirty", "precopy", "vmstate")
+BUILT = ("dirty", "faults", "precopy", "vmstate")
 """What can be measured so far."""
 
 
-def run(what: str, *, runs: int = 5, programs: Path | None = None, out: Path | None = None) -> int:
+def run(what: str, *, runs: int = 5, programs: Path | None = None, out: Path | None = None, size: int = 1 << 30) -> int:
     """Measure `what`, print a table, and write the record to `out` if given.
 
     Args:
@@ -31,6 +32,7 @@ def run(what: str, *, runs: int = 5, programs: Path | None = None, out: Path | N
         runs: Counted runs of each program and case.
         programs: Directory of the core's examples, the bare programs to stand beside (`make bench` builds them).
         out: File for the JSON record.
+        size: Bytes of RAM, for `faults` alone.
 
     Returns:
         The exit status.
@@ -42,21 +44,30 @@ def run(what: str, *, runs: int = 5, programs: Path | None = None, out: Path | N
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
+    phases: dict[str, Any] = {}
+    if what in ("dirty", "faults") and programs is None:
+        print(f"qmig-e2k bench {what}: needs its bare program; run `make bench BENCH={what}`", file=sys.stderr)  # noqa: T201
+        return 1
     if what == "precopy":
         bare_loop = programs / "bare_loop" if programs else None
         results = [*precopy.run(runs, bare_loop, say), *precopy.downtime(runs, say), *precopy.resident(say)]
     elif what == "vmstate":
         results = vmstate.run(runs)
-    elif programs is not None:
-        results = dirty.run(runs, programs / "dirty_scan", say)
+    elif what == "faults":
+        assert programs is not None
+        try:
+            results, phases = faults.run(runs, size, programs, say, qemu=host.qemu())
+        except LabError as error:
+            say(f"qmig-e2k bench faults: {error}")
+            return 1
     else:
-        print("qmig-e2k bench dirty: needs its bare program; run `make bench BENCH=dirty`", file=sys.stderr)  # noqa: T201
-        return 1
+        assert programs is not None
+        results = dirty.run(runs, programs / "dirty_scan", say)
     record = {
         "schema": SCHEMA,
         "host": host.facts(),
-        "args": {"what": what, "runs": runs},
-        "phases": {},
+        "args": {"what": what, "runs": runs} | ({"size": size} if what == "faults" else {}),
+        "phases": phases,
         "results": results,
     }
     print((vmstate.table if what == "vmstate" else table)(results))  # noqa: T201

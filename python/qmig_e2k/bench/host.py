@@ -42,6 +42,12 @@ def memory(pid: int) -> dict[str, int]:
     return found
 
 
+def available() -> int:
+    """Bytes that new programs could have now."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+
+
 def qemu() -> str | None:
     """Path of the reference, if one is on PATH."""
     return shutil.which("qemu-system-x86_64")

@@ -151,7 +151,7 @@ def resident(say: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]
         _pair(["-M", "none", "-m", "1G", "--mem", "memfd"], Path(name)) as (a, b),
     ):
         _prefault(a.qmp)
-        _migrate(a.qmp, b.qmp)
+        migrate(a.qmp, b.qmp)
         # Guest RAM is the only shared memory of either process.
         found = [host.memory(side.process.pid) for side in (a, b)]
         beyond = [(sizes["VmHWM"] - sizes["RssShmem"]) / 2**20 for sizes in found]
@@ -174,24 +174,34 @@ def _ours(case: Case, directory: Path) -> Run:
 
 def _qemu(program: str, case: Case, directory: Path) -> Run:
     _clean(directory)
-    with contextlib.ExitStack() as stack:
-        sides = []
-        for name, arguments in (
-            ("destination", [*case.theirs[1], "-incoming", "tcp:127.0.0.1:0"]),
-            ("source", case.theirs[0]),
-        ):
-            socket = directory / f"{name}.qmp"
-            process = subprocess.Popen(
-                [program, "-nodefaults", "-display", "none", "-qmp", f"unix:{socket},server=on,wait=off", *arguments],
-                stdin=subprocess.DEVNULL,
-            )
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            qmp = QmpClient(f"unix:{socket}", deadline=DEADLINE_S, alive=lambda p=process: p.poll() is None)  # type: ignore[misc]
-            stack.callback(qmp.close)
-            sides.append((qmp, process.pid))
-        (destination, its), (source, other) = sides
-        return _timed(source, destination, [its, other])
+    with (
+        running(program, [*case.theirs[1], "-incoming", "tcp:127.0.0.1:0"], directory, "destination") as destination,
+        running(program, case.theirs[0], directory, "source") as source,
+    ):
+        return _timed(source[0], destination[0], [destination[1], source[1]])
+
+
+@contextlib.contextmanager
+def running(program: str, arguments: list[str], directory: Path, name: str) -> Iterator[tuple[QmpClient, int]]:
+    """A QEMU with its QMP connection and process number; killed at the end of the `with` block.
+
+    Args:
+        program: Its path.
+        arguments: Without `-qmp`.
+        directory: Where its socket goes.
+        name: Names the socket, unique in `directory`.
+    """
+    socket = directory / f"{name}.qmp"
+    process = subprocess.Popen(
+        [program, "-nodefaults", "-display", "none", "-qmp", f"unix:{socket},server=on,wait=off", *arguments],
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        with QmpClient(f"unix:{socket}", deadline=DEADLINE_S, alive=lambda: process.poll() is None) as qmp:
+            yield qmp, process.pid
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _bare(program: Path, case: Case) -> Run:
@@ -206,13 +216,14 @@ def _bare(program: Path, case: Case) -> Run:
 def _timed(source: QmpClient, destination: QmpClient, pids: list[int]) -> Run:
     host.warm(3)
     before = sum(map(host.cpu_seconds, pids))
-    seconds = _migrate(source, destination)
+    seconds = migrate(source, destination)
     # The destination has started; the processes' last work (closing) belongs to the price, too.
     _until(lambda: source.execute("query-migrate")["status"] == "completed")
     return Run(seconds, sum(map(host.cpu_seconds, pids)) - before)
 
 
-def _migrate(source: QmpClient, destination: QmpClient, bandwidth: int = 0) -> float:
+def migrate(source: QmpClient, destination: QmpClient, bandwidth: int = 0) -> float:
+    """Seconds until the destination has left `inmigrate`; `bandwidth` in bytes a second, 0: unlimited."""
     for side in (source, destination):
         side.execute("migrate-set-parameters", max_bandwidth=bandwidth)
     address = destination.execute("query-migrate")["socket-address"][0]
@@ -228,7 +239,7 @@ def _downtime(guest: list[str], bandwidth: int, say: Callable[[str], None]) -> f
         _pair(["-M", "e2k", "-m", "1G", *guest], Path(name)) as (source, destination),
     ):
         _prefault(source.qmp, "e2k.ram")
-        _migrate(source.qmp, destination.qmp, bandwidth)
+        migrate(source.qmp, destination.qmp, bandwidth)
         stop, resume = source.qmp.wait_event("STOP", DEADLINE_S), destination.qmp.wait_event("RESUME", DEADLINE_S)
         stopped = (stamp(resume) - stamp(stop)) * 1000
         _until(lambda: source.qmp.execute("query-migrate")["status"] == "completed")
