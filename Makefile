@@ -69,7 +69,7 @@ fmt: venv ## Format Rust and Python
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
-demo: build ## Move a busy machine from one process to another, verified
+demo: build ## Move a busy machine there by precopy and back by postcopy, verified
 	$(BIN)/qmig-e2k demo
 
 bench: build ## Measure against QEMU and a bare loop (BENCH=precopy, BENCH_ARGS="--runs 9 --json out.json")

@@ -24,6 +24,7 @@ GUEST = "random,threads=2,wss=8M,rate=20000"
 def quick(monkeypatch):
     """A guest that has less to write needs less of a start."""
     monkeypatch.setattr(demo, "HEAD_START_S", 0.2)
+    monkeypatch.setattr(demo, "PAUSE_S", 0.1)
 
 
 @pytest.fixture
@@ -43,6 +44,8 @@ def test_a_machine_that_arrives_whole(run):
     assert status == 0, text
     assert re.search(r"^verified: [1-9]\d+ steps replayed, RAM equal$", text.splitlines()[-1])
     assert len(re.findall(r"^ +[\d.]+ s +round +\d+: ", text, re.MULTILINE)) >= 2
+    assert len(re.findall(r"^moved in [\d.]+ s: downtime [\d.]+ ms, ", text, re.MULTILINE)) == 2
+    assert re.search(r"^\d+ pages asked for; it is running", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("status", [0, 1])
@@ -75,6 +78,7 @@ def double(qmp, memory):
     """A write that the guest is about to do has been done already when it does it."""
     with tempfile.TemporaryDirectory() as folder:
         stream = f"file:{folder}/stream"
+        qmp.execute("migrate-set-capabilities", capabilities=[{"capability": "postcopy-ram", "state": False}])
         qmp.execute("migrate", uri=stream)
         wait_until(lambda: qmp.execute("query-migrate")["status"] == "completed", what="a copy of the machine")
         at, value = next_write(stream)
