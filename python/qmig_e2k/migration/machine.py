@@ -304,7 +304,9 @@ class Machine:
 
     def _refuse_switchover(self, what: str) -> None:
         if self.control.run_state == "finish-migrate":
-            raise migration_error("invalid-state", f"{what} while a migration switches over")
+            busy = self.control.outgoing_status in POSTCOPY
+            why = "while a destination that may run it needs its memory" if busy else "while a migration switches over"
+            raise migration_error("invalid-state", f"{what} {why}")
 
     # storage -------------------------------------------------------------------------------------------------------
 
