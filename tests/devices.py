@@ -7,6 +7,7 @@ written down apart from the descriptions: `pack` makes the bytes of a payload fr
 from __future__ import annotations
 
 import struct
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,7 @@ RANGES = {
 """Least and greatest number of each code in the tables below."""
 
 
+@cache
 def number(code: str) -> st.SearchStrategy[int]:
     """Any content of one register; extremes and single bits are frequent."""
     low, high = RANGES[code]
