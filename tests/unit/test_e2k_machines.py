@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +15,7 @@ from qmig_e2k.e2k.full import E2K_MACHINE
 from qmig_e2k.e2k.machines import FIRMWARE_BASE
 from qmig_e2k.errors import MigrationError, StreamError
 from qmig_e2k.savevm import GlobalState, Profile, Registry, VirtualClock, save_full
+from support import yardsticks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -228,11 +228,6 @@ def test_pci_bus_pins_must_be_equal() -> None:
 
 
 def test_saving_a_cpu_is_fast() -> None:
-    """It is part of the downtime: the aim is 0.2 ms a CPU; 1 ms is too slow on any machine."""
+    """It is part of the downtime: the aim is 0.2 ms a CPU, and 1 ms is too slow."""
     source = cpu()
-    best = 1.0
-    for _ in range(20):
-        begin = time.perf_counter()
-        saved(CPU, source)
-        best = min(best, time.perf_counter() - begin)
-    assert best < 1e-3
+    assert yardsticks(lambda: saved(CPU, source)) < 0.7
