@@ -310,6 +310,14 @@ def test_values_that_cannot_be_read_or_set() -> None:
     assert said(one, {"a": 1}) == said(one, SimpleNamespace(p=[1]), mapping={"a": "p.0"}) == []
 
 
+def test_two_fields_at_one_place() -> None:
+    vm = Vm("e2k")
+    vm.register(e2k.CPU, own_cpu(), mapping={"psp_lo": "psr", "lsr1": "regs_lo.255", "ilcr1": "regs_lo.254"})
+    assert [note for note in vm.notes() if note.startswith("cpu/0/")] == [
+        "cpu/0/psp_lo: psr of SimpleNamespace is the place of psr, too"
+    ]
+
+
 def test_a_subsection_that_stays_at_home_is_looked_at_too() -> None:
     vm = vm_with(good(q=np.zeros(1, np.uint16)))
     text = (

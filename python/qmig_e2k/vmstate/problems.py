@@ -64,6 +64,7 @@ def problems(description: VMStateDescription, obj: Any) -> Iterator[Problem]:
             yield replace(problem, text=text)
     shipped = any(hook is not None and hook.__module__.startswith("qmig_e2k.") for hook in _hooks(description))
     yield from _own_hooks(obj) if shipped else ()
+    yield from _shared(description, obj) if target is not obj else ()
 
 
 def unsettable(obj: Any, name: str) -> str | None:
@@ -75,6 +76,21 @@ def unsettable(obj: Any, name: str) -> str | None:
         return "a property without a setter"
     frozen = getattr(getattr(kind, "__dataclass_params__", None), "frozen", False)
     return f"held by a {kind.__name__}, which cannot be changed" if frozen or isinstance(owner, tuple) else None
+
+
+def _shared(description: VMStateDescription, obj: Any) -> Iterator[Problem]:
+    """Fields that a mapping has put at one place: the last of them that a stream brings would stay."""
+    seen: dict[tuple[int, str], str] = {}
+    for part in (description, *description.subsections):
+        for row in part.fields:
+            name = row.path[0]
+            try:
+                owner, member = holder(obj, name)
+            except Exception:  # noqa: BLE001, S112 - told as missing
+                continue
+            first = seen.setdefault((id(owner), member), name)
+            if name and first != name:
+                yield Problem(name, f"{where(obj, name)} is the place of {first}, too", stops=False)
 
 
 def _hooks(description: VMStateDescription) -> tuple[Any, ...]:
