@@ -419,6 +419,15 @@ def test_without_the_multifd_channels():
     assert "multifd" in made.notes[0]
 
 
+def test_many_blocks_without_their_pages():
+    blocks = {b"b%d" % i: PAGE for i in range(20)}
+    head = b"QEVM\0\0\0\3\7\0\0\0\4none" + start(blocks)
+    made = analyze(head[: head.index(b"\2\0\0\0\2")] + b"\0")
+    assert made.notes[0].startswith(
+        "pages of b0, b1, b2, b3, b4, b5, b6, b7 and 12 more blocks did not come; are there"
+    )
+
+
 def test_an_empty_file():
     for data in (b"", b"QEVM", b"MZ" + bytes(90)):
         made = analyze(data)

@@ -185,7 +185,7 @@ def test_commands_and_sections_are_kept_within_limits(monkeypatch):
 
 
 def test_records_of_live_handlers_are_kept_within_limits(monkeypatch):
-    monkeypatch.setattr(layout, "MAX_FIELDS", 100)
+    monkeypatch.setattr(layout, "MAX_FIELDS", 800)
     empty = b"\x42" + bytes(12)
     bits = b"\x40" + bytes(12) + struct.pack(">Q", 640) + bytes(640)
     section = b"\1" + full(b"dirty-bitmap", bits + empty * 30 + b"\1", section_id=10)[1:]
@@ -198,7 +198,7 @@ def test_records_of_live_handlers_are_kept_within_limits(monkeypatch):
     assert made.complete, made.error
     plain = made.devices[1].body.plain()
     assert len(plain["records"]) + plain["further_records"] == 81
-    disks = b"".join(struct.pack(">QB", 9, 3) + b"%03d" % i for i in range(150)) + struct.pack(">Q", 2)
+    disks = b"".join(struct.pack(">QB", 9, 3) + b"%03d" % i for i in range(1000)) + struct.pack(">Q", 2)
     made = analyze(stream([b"\1" + full(b"block", disks)[1:]]))
     assert (made.error["kind"], made.error["path"]) == ("limit-exceeded", "block/0")
 

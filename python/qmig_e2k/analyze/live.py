@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 MOST_BITS = 10240
+FIELDS_PER_RECORD = 8
+"""Fields that cost as much as a record of a bitmap."""
 BITS_PER_FIELD = 128
 """Hex digits of a bitmap that cost as much as a field."""
 
@@ -86,7 +88,7 @@ def read_dirty_bitmap(cursor: Cursor, body: Body, _kind: str, budget: Budget) ->
                     raise Refusal(f"{size} bytes of bitmap, {MOST_BITS} are possible", at, "limit-exceeded")
                 record["bits"] = cursor.take(size).hex()
         if record:
-            if budget.spend(1 + len(record.get("bits", "")) // BITS_PER_FIELD):
+            if budget.spend(FIELDS_PER_RECORD + len(record.get("bits", "")) // BITS_PER_FIELD):
                 records.append(record)
             else:
                 further += 1

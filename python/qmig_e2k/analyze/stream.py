@@ -37,6 +37,8 @@ DESCRIPTION_VALUES = 1 << 21
 HASH_STEP = 1 << 20
 HASHED_BEYOND = 16 << 30
 """Bytes of RAM that are hashed beyond what the files hold: zeros cost a stream next to nothing."""
+BLOCKS_NAMED = 8
+"""Blocks without all of their pages that are named."""
 RAW_KEPT = 1 << 20
 """Bytes of an unknown payload that are shown."""
 RAW_KEPT_ALL = 64 << 20
@@ -415,7 +417,9 @@ class _Reading:
         missing = [block.name for block in made.blocks if not block.complete]
         if missing:
             hint = "" if made.channels else "; are there multifd channels? name their files, too: FILE,FILE,..."
-            made.notes.append(f"pages of {', '.join(missing)} did not come{hint}")
+            named = ", ".join(missing[:BLOCKS_NAMED])
+            more = f" and {len(missing) - BLOCKS_NAMED} more blocks" if len(missing) > BLOCKS_NAMED else ""
+            made.notes.append(f"pages of {named}{more} did not come{hint}")
         if self.description_at is not None and made.description is None:
             made.notes.append("what stood for a description at the end of the file is none")
 
