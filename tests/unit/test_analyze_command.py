@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import pty
 import re
@@ -258,9 +260,53 @@ def test_a_name_with_a_comma(tmp_path, capsys):
     assert main(["analyze", str(path)]) == 0
 
 
-def test_missing_files(capsys):
-    assert main(["analyze", "/nonexistent"]) == 1
-    assert "/nonexistent" in capsys.readouterr().err
+def test_files_that_are_none(put, tmp_path, capsys):
+    good = put("e2k", *recorded("qemu29-none-plain"))
+    missing, folder = tmp_path / "none", tmp_path / "folder"
+    folder.mkdir()
+    for wrong, why in [(missing, "No such file or directory"), (folder, "Is a directory")]:
+        for arguments in (
+            [str(wrong)],
+            [f"{good},{wrong}"],
+            ["--diff", good, str(wrong)],
+            ["--diff", str(wrong), good],
+        ):
+            assert main(["analyze", *arguments]) == 1
+            out, err = capsys.readouterr()
+            assert (out, err) == ("", f"qmig-e2k analyze: {wrong}: {why}\n")
+
+
+def test_names_that_are_wrong(put, tmp_path, capsys):
+    good = put("e2k", *recorded("qemu29-none-plain"))
+    for wrong, why in [
+        ("", "an empty file name in ''"),
+        (f"{good},", "an empty file name"),
+        (f"{good},{tmp_path}/./{good.rpartition('/')[2]}", "is named twice"),
+    ]:
+        assert main(["analyze", wrong]) == 2
+        assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "the file is empty"),
+        (lzma.compress(b"QEVM"), "xz -dc FILE | qmig-e2k analyze /dev/stdin"),
+        (gzip.compress(b"QEVM"), "gzip -dc FILE"),
+        (b"\x28\xb5\x2f\xfd", "zstd -dc FILE"),
+        (b"\x11\x22\x33\x44" + bytes(60), "name the main channel's file before it"),
+    ],
+    ids=["empty", "xz", "gzip", "zstd", "channel"],
+)
+def test_what_is_no_stream(put, capsys, data, what):
+    assert main(["analyze", put("wrong", data)]) == 1
+    assert what in capsys.readouterr().err
+
+
+def test_channels_that_are_missing(put, capsys):
+    main_file, channel, _ = recorded("qemu10-none-multifd")
+    assert main(["analyze", put("some", main_file, channel)]) == 0
+    assert "pages of ram did not come; are there more multifd channels than the 1 named?" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -337,6 +383,31 @@ def test_extract_follows_no_link(put, tmp_path, capsys):
     assert (tmp_path / "target").read_bytes() == b"mine"
 
 
+def test_extract_never_writes_the_stream_itself(tmp_path, capsys):
+    data = recorded("e2k-plain")[0]
+    (tmp_path / "e2k.firmware").write_bytes(data)
+    (tmp_path / "stream").symlink_to(tmp_path / "e2k.firmware")
+    assert main(["analyze", str(tmp_path / "stream"), "--extract-ram", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("stream  version 3")
+    assert f"{tmp_path}/e2k.firmware: this is the stream itself" in err
+    assert (tmp_path / "e2k.firmware").read_bytes() == data
+
+
+def test_extract_to_what_is_no_directory(put, tmp_path, capsys):
+    argument = put("e2k", *recorded("e2k-plain"))
+    (tmp_path / "file").write_bytes(b"mine")
+    assert main(["analyze", argument, "--extract-ram", str(tmp_path / "file")]) == 1
+    assert capsys.readouterr().err == f"qmig-e2k analyze: {tmp_path}/file: Not a directory\n"
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_extract_over_an_older_file(put, tmp_path):
+    (tmp_path / "e2k.ram").write_bytes(b"x" * (40 << 20))
+    assert main(["analyze", put("e2k", *recorded("e2k-plain")), "--extract-ram", str(tmp_path)]) == 0
+    assert hashlib.sha256((tmp_path / "e2k.ram").read_bytes()).hexdigest() == facts("e2k-plain")["ram_sha256"]
+
+
 # ---- comparison
 
 
@@ -344,7 +415,7 @@ def test_no_difference(put, capsys):
     """The same machine, whatever way its RAM went."""
     plain, compressed = (put(name, *recorded(name)) for name in ("qemu7-none-plain", "qemu7-none-compress"))
     assert main(["analyze", "--diff", plain, plain]) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", f"qmig-e2k analyze: {plain} is compared with itself\n")
     assert main(["analyze", "--diff", plain, compressed, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "schema": "qmig_e2k/analyze-diff/1",
@@ -367,6 +438,14 @@ def test_differences(put, capsys):
     assert main(["analyze", "--diff", a, b]) == 1
     out = capsys.readouterr().out
     assert re.search(r"cpu/0/psr\n  a  1\n  b  0x[0-9a-f]+\n", out)
+
+
+def test_a_text_that_differs_can_be_read(put, capsys):
+    a, b = (put(name, *recorded(name)) for name in ("qemu7-none-plain", "qemu10-none-plain"))
+    assert main(["analyze", "--diff", a, b]) == 1
+    assert (
+        'globalstate/0/runstate\n  a  "prelaunch", 100 bytes\n  b  "prelaunch", 32 bytes\n' in capsys.readouterr().out
+    )
 
 
 def test_differences_of_everything(put, capsys):

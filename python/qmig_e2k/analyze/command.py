@@ -14,6 +14,7 @@ from qmig_e2k.analyze import tree
 from qmig_e2k.analyze.ram import extract
 from qmig_e2k.analyze.stream import analyze
 from qmig_e2k.analyze.values import text
+from qmig_e2k.errors import migration_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,19 +24,24 @@ __all__ = ["run", "run_diff"]
 
 def run(files: str, *, as_json: bool, extract_ram: Path | None) -> int:
     """Analyse one stream (`FILE[,FILE...]`), print it, and write its RAM if that is wanted."""
-    made = analyze(split(files), hashes=True)
-    if extract_ram is not None:
-        extract(made, extract_ram)
+    with _named_files():
+        made = analyze(split(files), hashes=True)
     if as_json:
         _print_json(made.record())
     else:
         _print_lines(tree.tree(made))
+    if extract_ram is not None:
+        with _named_files():
+            extract(made, extract_ram)
     return _damage(files, made.error)
 
 
 def run_diff(a: str, b: str, *, as_json: bool) -> int:
     """Compare two streams and print what differs."""
-    one, other = analyze(split(a)), analyze(split(b))
+    with _named_files():
+        if [Path(name).resolve() for name in split(a)] == [Path(name).resolve() for name in split(b)]:
+            print(f"qmig-e2k analyze: {text(a)} is compared with itself", file=sys.stderr)
+        one, other = analyze(split(a)), analyze(split(b))
     found = comparison.diff(one, other)
     if as_json:
         _print_json(comparison.record(found))
@@ -47,8 +53,31 @@ def run_diff(a: str, b: str, *, as_json: bool) -> int:
 
 
 def split(files: str) -> list[str]:
-    """The files of `FILE,FILE,...`, main channel first; a file whose name has a comma is itself."""
-    return [files] if Path(files).exists() else files.split(",")
+    """The files of `FILE,FILE,...`, main channel first; a file whose name has a comma is itself.
+
+    Raises:
+        MigrationError: `invalid-argument`: a name is empty, or stands there twice.
+    """
+    if files and Path(files).exists():
+        return [files]
+    names = files.split(",")
+    if not all(names):
+        raise migration_error("invalid-argument", f"an empty file name in {files!r}; the form is FILE[,FILE...]")
+    for index, name in enumerate(names):
+        if Path(name).resolve() in [Path(other).resolve() for other in names[:index]]:
+            raise migration_error("invalid-argument", f"{name} is named twice; each channel has a file of its own")
+    return names
+
+
+@contextmanager
+def _named_files() -> Iterator[None]:
+    """A system's error says which file it is about, and nothing in the language of programmers."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        raise OSError(f"{os.fspath(error.filename)}: {error.strerror}") from None
 
 
 def _damage(files: str, error: dict[str, Any] | None) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmig_e2k.vmstate.refusal import Refusal
@@ -25,6 +25,7 @@ class StoredFile:
         fd: its descriptor.
         length: bytes.
         held: bytes that really stand in it; the rest are holes.
+        identity: device and inode.
     """
 
     def __init__(self, source: str | os.PathLike[str] | bytes) -> None:
@@ -32,6 +33,7 @@ class StoredFile:
         self.fd = _from_bytes(source) if isinstance(source, bytes) else _open(source)
         said = os.fstat(self.fd)
         self.length, self.held = said.st_size, min(said.st_size, said.st_blocks * 512)
+        self.identity = (said.st_dev, said.st_ino)
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset` on; fewer only at the end."""
@@ -58,9 +60,10 @@ def _open(path: str | os.PathLike[str]) -> int:
     kind = os.fstat(fd).st_mode
     if stat.S_ISREG(kind):
         return fd
+    if stat.S_ISDIR(kind):
+        os.close(fd)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     with os.fdopen(fd, "rb") as pipe, tempfile.TemporaryFile() as copy:
-        if stat.S_ISDIR(kind):
-            raise IsADirectoryError(f"{Path(path)} is a directory")
         shutil.copyfileobj(pipe, copy, WINDOW)
         copy.flush()
         return os.dup(copy.fileno())

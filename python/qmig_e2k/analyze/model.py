@@ -218,6 +218,7 @@ class Analysis:
         end_offset: offset behind the last element that was read.
         error: `kind`, `offset`, `path`, `message` of the damage; None if there is none.
         notes: what else there is to say.
+        files: device and inode of the stream's files.
     """
 
     length: int
@@ -234,6 +235,7 @@ class Analysis:
     end_offset: int = 0
     error: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    files: frozenset[tuple[int, int]] = frozenset()
     stream: StoredStream | None = field(default=None, repr=False)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -38,16 +39,24 @@ def extract(analysis: Analysis, directory: str | os.PathLike[str]) -> Sequence[P
     """Write one file a block, as long as the block, with holes where it is zero or did not come.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or is a file of the stream itself.
         MigrationError: the stream's file can no longer be read.
     """
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
     paths = [folder / name for name in file_names(block.raw_name for block in analysis.blocks)]
     for index, (block, path) in enumerate(zip(analysis.blocks, paths, strict=True)):
         # a link that waits there under the block's name is not followed
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         with os.fdopen(fd, "wb") as file:
+            said = os.fstat(fd)
+            if (said.st_dev, said.st_ino) in analysis.files:
+                text = "this is the stream itself; extract its RAM to another directory"
+                raise FileExistsError(errno.EEXIST, text, str(path))
+            file.truncate(0)
             file.truncate(block.size)
             for start, length in analysis.ram_runs(index):
                 file.seek(start)

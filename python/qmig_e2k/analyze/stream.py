@@ -107,6 +107,16 @@ def _hash_of(analysis: Analysis, index: int, length: int) -> str:
     return made.hexdigest()
 
 
+LOOKS = {
+    b"\x11\x22\x33\x44": "this is a multifd channel: name the main channel's file before it",
+    **{
+        magic: f"it is compressed: {program} -dc FILE | qmig-e2k analyze /dev/stdin"
+        for magic, program in ((b"\xfd7zXZ\0", "xz"), (b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
+    },
+}
+"""What files may be that are given by mistake, by how they begin."""
+
+
 class _Reading:
     """One pass over one stream."""
 
@@ -114,7 +124,7 @@ class _Reading:
         self.file = files[0]
         main, *channels = [os.dup(file.fd) for file in files]
         self.stream = StoredStream(main, channels)
-        self.made = Analysis(self.file.length, stream=self.stream)
+        self.made = Analysis(self.file.length, files=frozenset(file.identity for file in files), stream=self.stream)
         self.known = Known()
         self.search = Search(self.file)
         # a description may ask for anything; if it asks for too much, our own devices are read all the same
@@ -201,6 +211,8 @@ class _Reading:
                 "path": error.path,
                 "message": error.message,
             }
+            if made.error["path"] == "header":
+                made.error["message"] += self._looks_like()
             if made.version is None and made.error["path"] != "header":
                 made.version = 3
         self._finish()
@@ -253,6 +265,14 @@ class _Reading:
                     f"the package announced to end at {self.package_end:#x} ends at {self.stream.offset:#x}"
                 )
             self.package_end = None
+
+    def _looks_like(self) -> str:
+        """What a file is that does not begin like a stream, as the end of a sentence."""
+        begin = self.file.read(0, 6)
+        if not begin:
+            return "; the file is empty"
+        what = next((what for magic, what in LOOKS.items() if begin.startswith(magic)), None)
+        return "" if what is None else f"; {what}"
 
     # -- sections
 
@@ -416,10 +436,12 @@ class _Reading:
             return
         missing = [block.name for block in made.blocks if not block.complete]
         if missing:
-            hint = "" if made.channels else "; are there multifd channels? name their files, too: FILE,FILE,..."
+            hint = "are there multifd channels? name their files, too: FILE,FILE,..."
+            if made.channels:
+                hint = f"are there more multifd channels than the {len(made.channels)} named?"
             named = ", ".join(missing[:BLOCKS_NAMED])
             more = f" and {len(missing) - BLOCKS_NAMED} more blocks" if len(missing) > BLOCKS_NAMED else ""
-            made.notes.append(f"pages of {named}{more} did not come{hint}")
+            made.notes.append(f"pages of {named}{more} did not come; {hint}")
         if self.description_at is not None and made.description is None:
             made.notes.append("what stood for a description at the end of the file is none")
 

@@ -271,4 +271,8 @@ def _side(value: Any) -> str:
         return text(", ".join(f"{name} {part}" for name, part in value.items()))
     if isinstance(value, int) and not isinstance(value, bool) and value >= 10:
         return f"{value:#x}"
-    return text(value) if isinstance(value, str) else values.one(value, "")
+    if not isinstance(value, str):
+        return values.one(value, "")
+    # short ones are names or a few bytes; of long ones what a text is can be read
+    rows = values.buffer(value) if len(value) >= 16 else []
+    return rows[0] if len(rows) == 1 else text(value)
