@@ -299,6 +299,42 @@ fn at_most_one_runs_wherever_the_connection_is_cut() {
 }
 
 #[test]
+fn a_source_that_missed_the_last_word_hears_it_when_it_asks_again() {
+    let (_, [_, returned]) = once("word", Manner::Good, [usize::MAX; 2]);
+    for way in WAYS {
+        let here = filled(&[("ram", 4)]);
+        let to = Arc::new(Path::new("to-word"));
+        let relay = Relay::start("word", &to, [usize::MAX, returned - 1]);
+        let destination = Destination::new(anon(&[("ram", 4)]), capabilities(way));
+        destination.incoming.listen(&to.uri(), None).unwrap();
+        destination.start(Manner::Good);
+        let control = source_control(way);
+        thread::scope(|scope| {
+            let sending = scope.spawn(|| source(&control, &here, &relay.path.uri(), way));
+            until("a pause here", || control.outgoing_status() == Status::PostcopyPaused);
+            destination.outcome().unwrap();
+            // the first time the word gets lost again
+            for limit in [8, usize::MAX] {
+                let again = Arc::new(Path::new("again"));
+                let relay = Relay::start("again", &again, [usize::MAX, limit]);
+                destination.control.recover_incoming(&again.uri(), None).unwrap();
+                assert!(destination.control.query_migrate()["socket-address"].is_array());
+                control.resume_outgoing(&relay.path.uri(), None).unwrap();
+                until("the recovery", || {
+                    let paused = control.outgoing_status() == Status::PostcopyPaused && control.query_migrate().get("error-desc").is_some();
+                    sending.is_finished() || (limit == 8 && relay.passed()[1] == 8 && paused)
+                });
+            }
+            sending.join().unwrap().unwrap();
+        });
+        assert_eq!((control.outgoing_status(), destination.control.incoming_status()), (Status::Completed, Status::Completed));
+        assert!(!control.owned());
+        until("the end of the listener", || destination.control.query_migrate().get("socket-address").is_none());
+        destination.verify();
+    }
+}
+
+#[test]
 fn a_machine_that_does_not_start_there_goes_on_here() {
     for manner in [Manner::Refuses, Manner::CannotStart] {
         let (runs, _) = once(&format!("back-{manner:?}"), manner, [usize::MAX; 2]);

@@ -7,10 +7,12 @@ use std::collections::BTreeSet;
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use qmig_core::ErrorKind;
 use qmig_core::control::Status;
 use qmig_core::ram::{Backing, Block, BlockOptions};
+use qmig_core::recv::Deadlines;
 use qmig_core::wire::limits::PACKAGE_MAX;
 use qmig_core::wire::{Advise, Command, Output, ReturnMessage};
 
@@ -167,7 +169,7 @@ fn huge(name: &str, pages: u64) -> Option<(Arc<Block>, u64)> {
             return Some((block, former));
         }
     }
-    assert!(std::env::var_os("QMIG_REQUIRE_HUGEPAGES").is_none(), "huge pages are required here and cannot be reserved");
+    assert!(std::env::var_os("QMIG_REQUIRE_HUGE_PAGES").is_none(), "huge pages are required here and cannot be reserved");
     eprintln!("SKIPPED: no huge pages can be reserved here; run as root with 64 MiB of free memory");
     None
 }
@@ -407,6 +409,20 @@ fn a_load_that_waits_for_a_page_can_be_ended() {
     }
 }
 
+#[test]
+fn a_load_that_waits_for_a_page_has_a_deadline() {
+    let destination = Destination::new(anon(&[("ram", 40)]), &[]);
+    destination.incoming.set_deadlines(Deadlines { load: Duration::from_millis(50), ..Deadlines::default() });
+    let mut source = destination.connect(Manner::Touches);
+    source.send(&head(&destination.blocks));
+    source.send(&packaged(&good_package()));
+    assert_eq!(source.heard(), Some(ReturnMessage::Pong(1)));
+    assert_eq!(source.rest(), [ReturnMessage::Shut(2)], "the source does not answer, and gets the machine back");
+    until("the end of the driver", || destination.incoming.next().is_err());
+    let error = destination.incoming.next().unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Timeout, "{error}");
+}
+
 // ---- after RUN -------------------------------------------------------------------------------------------------------
 
 /// What is wrong, what the error says of it, and how it is written.
@@ -540,6 +556,24 @@ fn a_recovery_listens_where_it_was_told_last() {
     source.say(|stream| stream.command(&Command::Resume));
     assert_eq!(source.heard(), Some(ReturnMessage::ResumeAck));
     complete(&destination, &mut source, &first_three().into_iter().collect());
+}
+
+#[test]
+fn a_source_that_says_nothing_in_a_recovery_is_not_waited_for() {
+    let destination = Destination::new(anon(&[("ram", 40)]), &[]);
+    destination.incoming.set_deadlines(Deadlines { recover: Duration::from_millis(50), ..Deadlines::default() });
+    let mut source = destination.connect(Manner::Good);
+    switch(&destination, &mut source);
+    drop(source);
+    destination.paused();
+    let path = Path::new("silent");
+    destination.control.recover_incoming(&path.uri(), None).unwrap();
+    let mut source = path.connect();
+    assert!(source.rest().is_empty());
+    let why = destination.paused();
+    assert!(why.contains("the peer does not send"), "{why}");
+    destination.incoming.abandon();
+    destination.outcome().unwrap_err();
 }
 
 #[test]
@@ -712,6 +746,24 @@ fn a_second_channel_from_the_start_or_from_the_switch() {
         destination.verify();
         assert!(second.rest().is_empty());
     }
+}
+
+#[test]
+fn requested_pages_have_a_deadline_once_all_else_is_over() {
+    let destination = Destination::new(anon(&[("ram", 40)]), &["postcopy-preempt"]);
+    destination.incoming.set_deadlines(Deadlines { drain: Duration::from_millis(50), ..Deadlines::default() });
+    let path = Path::new("drain");
+    let mut source = destination.listen(&path);
+    switch(&destination, &mut source);
+    let second = path.connect();
+    let but_one: Vec<_> = (3..39).map(|page| ("ram".to_owned(), page)).collect();
+    source.send(&part(&but_one));
+    source.send(&finish());
+    let why = destination.paused();
+    assert!(why.contains("never came, the first at 0x27000"), "{why}");
+    drop(second);
+    destination.incoming.abandon();
+    destination.outcome().unwrap_err();
 }
 
 #[test]

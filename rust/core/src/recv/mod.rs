@@ -13,6 +13,9 @@ mod placing;
 mod postcopy;
 mod ram_loader;
 mod second;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;

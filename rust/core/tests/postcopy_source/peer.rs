@@ -28,11 +28,13 @@ pub struct Setting {
     pub capabilities: Vec<&'static str>,
     pub bandwidth: u64,
     pub uri: String,
+    /// How long each step of a recovery may take, if not as long as usual.
+    pub recover: Option<Duration>,
 }
 
 impl Setting {
     pub fn new(format: Format) -> Self {
-        Self { format, capabilities: vec!["postcopy-ram"], bandwidth: 0, uri: "fd:peer".into() }
+        Self { format, capabilities: vec!["postcopy-ram"], bandwidth: 0, uri: "fd:peer".into(), recover: None }
     }
 
     pub fn with(mut self, capability: &'static str) -> Self {
@@ -95,6 +97,9 @@ impl Source {
         let (control, session, events) = control(setting);
         control.start_postcopy().unwrap();
         let mut outgoing = outgoing(&control, blocks, setting);
+        if let Some(deadline) = setting.recover {
+            outgoing.set_recover_deadline(deadline);
+        }
         let setting = setting.clone();
         let own = Arc::clone(&session);
         let thread = std::thread::spawn(move || {

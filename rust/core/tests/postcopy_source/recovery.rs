@@ -1,5 +1,7 @@
 //! Lost connections after the commit: paused, and on from what the destination has.
 
+use std::time::Duration;
+
 use qmig_core::channel::Uri;
 use qmig_core::control::Status;
 use qmig_core::send::Format;
@@ -125,6 +127,27 @@ fn a_recovery_that_fails_leads_back_to_paused() {
     peer.finish();
     source.end().0.unwrap();
     assert_eq!(peer.sorted(), [0]);
+}
+
+#[test]
+fn a_destination_that_says_nothing_in_a_recovery_is_not_waited_for() {
+    // long enough for an answer that does come, on any machine
+    let setting = Setting { recover: Some(Duration::from_secs(1)), ..Setting::new(Format::V7_2) };
+    let (mut peer, source) = Peer::with_source(&[block("ram", PAGES)], &setting);
+    peer.switched();
+    peer.hang_up();
+    source.paused();
+    for (answers, text) in [(false, "waited too long for the bitmaps"), (true, "waited too long for the destination to go on")] {
+        peer = source.resume();
+        asked(&mut peer, &["ram"]);
+        if answers {
+            peer.tell("ram", PAGES, |_| true);
+            assert_eq!(peer.element(), Element::Command(9, vec![]));
+        }
+        let why = source.paused();
+        assert!(why.contains(text), "{why}");
+    }
+    source.give_up();
 }
 
 #[test]

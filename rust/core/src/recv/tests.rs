@@ -1,0 +1,139 @@
+//! The listen thread, with a fault thread that dies: the kernel reports a fault in memory that is no block's.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::*;
+use crate::channel::{ReadHalf, WriteHalf, connect};
+use crate::control::Status;
+use crate::postcopy::{Latency, Memory, Requests};
+use crate::sys::uffd::Modes;
+use crate::wire::Output;
+
+const PAGE: usize = 4096;
+
+/// A machine of four pages whose stream was just taken over.
+struct Rig {
+    control: Arc<Control>,
+    cancel: Cancel,
+    memory: Arc<Memory>,
+    block: Arc<Block>,
+    listening: Arc<Listening>,
+    /// The source's end.
+    source: (Input<ReadHalf>, WriteHalf),
+}
+
+fn halves(socket: UnixStream, cancel: &Cancel) -> (ReadHalf, WriteHalf) {
+    let (reader, writer) = connect(&Uri::parse("fd:test").unwrap(), Some(socket.into()), cancel).unwrap().split();
+    (reader.unwrap(), writer.unwrap())
+}
+
+fn sources_end(socket: UnixStream) -> (Input<ReadHalf>, WriteHalf) {
+    let (mut reader, writer) = halves(socket, &Cancel::new().unwrap());
+    reader.set_deadline(Instant::now() + Duration::from_secs(60));
+    (Input::with_capacity(reader, 4096), writer)
+}
+
+fn rig() -> Rig {
+    let control = Arc::new(Control::new(None));
+    control.begin_incoming().unwrap();
+    control.set_incoming_status(Status::None, Status::Active);
+    let cancel = Cancel::new().unwrap();
+    let links = control.link_incoming(&cancel);
+    let link = links.switch().unwrap();
+
+    let block = Block::anon("ram", 4 * PAGE as u64).unwrap();
+    let memory = Memory::new(std::slice::from_ref(&block)).unwrap();
+    memory.prepare().unwrap();
+    memory.arm().unwrap();
+    let requests = Requests::new(Arc::clone(&memory), Arc::new(Latency::new()));
+
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (reader, writer) = halves(ours, &link);
+    let back = Arc::new(Back::new(writer, link.clone()));
+    let connection = Connection { back, link, second: None, listener: None };
+    // The head of the stream has been read from something else.
+    let (before, _) = halves(UnixStream::pair().unwrap().0, &cancel);
+    let mut main = Decoder::new(Input::new(Source::new(before)), DecoderOptions::default());
+    main.replace_source(Source::new(reader));
+    let listening = Listening::start(&control, &links, requests, vec![0], main, connection, Deadlines::default()).unwrap();
+    Rig { control, cancel, memory, block, listening, source: sources_end(theirs) }
+}
+
+impl Rig {
+    fn heard(&mut self) -> Option<ReturnMessage> {
+        ReturnMessage::read(&mut self.source.0).unwrap()
+    }
+
+    /// The fault thread hears of a page that it knows nothing of, and somebody waits for that page until this returns.
+    fn blinded(&self, seen: impl FnOnce()) {
+        let stray = Block::anon("stray", PAGE as u64).unwrap();
+        self.memory.uffd().unwrap().register(stray.address(), PAGE, Modes::MISSING).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| stray.read(0, &mut [0; 8]));
+            seen();
+            if let Ok(uffd) = self.memory.uffd() {
+                uffd.unregister(stray.address(), PAGE).unwrap();
+            }
+        });
+    }
+}
+
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < end, "waited too long: {what}");
+        std::thread::yield_now();
+    }
+}
+
+struct Path(PathBuf);
+
+impl Drop for Path {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn without_its_fault_thread_a_machine_that_runs_is_paused_and_a_recovery_brings_another() {
+    let mut rig = rig();
+    rig.listening.run_machine().unwrap();
+    let listening = Arc::clone(&rig.listening);
+    let waiting = std::thread::spawn(move || listening.wait());
+    rig.blinded(|| until("a pause", || rig.control.incoming_status() == Status::PostcopyPaused));
+    let why = rig.control.query_migrate()["error-desc"].as_str().unwrap().to_owned();
+    assert!(why.starts_with("fault thread") && why.contains("in no block"), "{why}");
+    assert_eq!(rig.heard(), None, "the connection is closed without a word");
+
+    let path = Path(std::env::temp_dir().join(format!("qmig-blind-{}", std::process::id())));
+    rig.control.recover_incoming(&Uri::parse(&format!("unix:{}", path.0.display())).unwrap(), None).unwrap();
+    rig.source = sources_end(UnixStream::connect(&path.0).unwrap());
+    until("the recovery", || rig.control.incoming_status() == Status::PostcopyRecover);
+    let block = Arc::clone(&rig.block);
+    let touching = std::thread::spawn(move || block.read(PAGE as u64, &mut [0; 8]));
+    let mut resume = Output::new();
+    resume.command(&Command::Resume);
+    rig.source.1.write_all(resume.as_slice()).unwrap();
+    assert_eq!(rig.heard(), Some(ReturnMessage::ResumeAck));
+    let length = u32::try_from(PAGE).unwrap();
+    assert_eq!(rig.heard(), Some(ReturnMessage::ReqPages { name: Some(b"ram".to_vec()), start: PAGE as u64, length }));
+    rig.listening.abandon();
+    rig.cancel.set();
+    assert_eq!(waiting.join().unwrap().unwrap_err().kind, ErrorKind::Cancelled);
+    touching.join().unwrap().unwrap();
+}
+
+#[test]
+fn without_its_fault_thread_a_machine_that_does_not_run_is_given_back() {
+    let mut rig = rig();
+    rig.blinded(|| until("an end", || rig.listening.check().is_err()));
+    assert_eq!(rig.heard(), Some(ReturnMessage::Shut(NEVER_RAN)));
+    assert_eq!(rig.heard(), None);
+    let error = rig.listening.check().unwrap_err();
+    assert!(error.to_string().contains("in no block"), "{error}");
+    assert!(rig.listening.run_machine().is_err());
+    rig.listening.join();
+    assert!(rig.listening.is_over());
+}
