@@ -32,7 +32,7 @@ $(VENV)/.pinned: requirements/dev.txt
 build: $(VENV)/.built ## The extension, optimised, installed in .venv (only if Rust sources changed)
 
 $(VENV)/.built: $(VENV)/.pinned $(RUST) pyproject.toml
-	@command -v $(CARGO) >/dev/null || { echo "Rust 1.88 or newer is needed (cargo is not on PATH): https://rustup.rs"; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo "Rust 1.89 or newer is needed (cargo is not on PATH): https://rustup.rs"; exit 1; }
 	@command -v cc >/dev/null || { echo "A C compiler is needed to link (cc is not on PATH): on Debian, apt install gcc libc6-dev"; exit 1; }
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop $(PROFILE) --locked --quiet
 	@touch $@

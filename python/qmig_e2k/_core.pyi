@@ -128,6 +128,90 @@ class Writer:
     def __len__(self) -> int: ...
     def getvalue(self) -> bytes: ...
 
+def xbzrle_encode(old: Buffer, new: Buffer, dlen: int = 4096) -> bytes | None:
+    """What makes `new` of `old` (spec/stream 5.2, 5.3): runs of unchanged and changed bytes. `b""`: they are equal.
+
+    None: it does not fit into `dlen` bytes, decided in the same order as QEMU does.
+
+    Raises:
+        ValueError: the pages differ in size or are larger than 16384 bytes.
+        BufferError: a buffer that is not contiguous.
+    """
+
+def xbzrle_decode(delta: Buffer, page: Buffer) -> int:
+    """Patch `page`, a writable buffer, in place; returns the position behind the last changed byte (spec/stream 5.4).
+
+    Raises:
+        StreamError: a delta that cannot be (`bad-page`); the page is as it was.
+        BufferError: a buffer that is not contiguous, or a page that is read-only.
+    """
+
+def is_zero(buffer: Buffer) -> bool:
+    """True if every byte reads zero.
+
+    Raises:
+        BufferError: a buffer that is not contiguous.
+    """
+
+def compress_page(page: Buffer, level: int = 1, method: str = "zlib") -> bytes:
+    """A page as one zlib stream (spec/stream 6.1; levels 0 to 9) or, with `method="zstd"`, as one frame (levels up to 22).
+
+    Raises:
+        StreamError: a level that the method does not have (`bad-page`).
+        ValueError: another method.
+        BufferError: a buffer that is not contiguous.
+    """
+
+def decompress_page(data: Buffer, page_size: int = 4096, method: str = "zlib") -> bytes:
+    """The page of `page_size` bytes that `compress_page` was given. Never makes more bytes than that.
+
+    Bytes behind the end of a zlib stream are ignored, as QEMU does (spec/stream 6.2); a zstd frame stands alone.
+
+    Raises:
+        StreamError: damaged, or of another length (`bad-page`).
+        ValueError: another method.
+        BufferError: a buffer that is not contiguous.
+    """
+
+@final
+class PageCache:
+    """The last version of pages that were sent, each in the one slot that its address allows (spec/stream 5.5).
+
+    Args:
+        size: bytes of pages it may hold, a power of two.
+        page_size: bytes of a page, a power of two.
+
+    Raises:
+        ValueError: sizes that are no powers of two, or no room for one page.
+    """
+
+    def __new__(cls, size: int, page_size: int = 4096) -> Self: ...
+    @property
+    def size(self) -> int:
+        """Bytes of pages it may hold."""
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+
+    def get(self, address: int, age: int) -> bytes | None:
+        """A copy of the page at `address` (bytes), which is as young as `age` (the number of dirty syncs) from now on; None if it is not there."""
+
+    def insert(self, address: int, page: Buffer, age: int) -> bool:
+        """Keep `page`. False: its slot holds another page, used at `age` or at one of the two numbers before.
+
+        Raises:
+            ValueError: a page of another size.
+            BufferError: a buffer that is not contiguous.
+        """
+
+    def resize(self, size: int) -> None:
+        """Become an empty cache of `size` bytes; the same size keeps what is there.
+
+        Raises:
+            ValueError: a size that is no power of two, or no room for one page.
+        """
+
 def decode(
     data: Buffer, resolver: Callable[[str, int, int, Reader], None] | None = None, *, footers: bool = True
 ) -> list[dict[str, Any]]:

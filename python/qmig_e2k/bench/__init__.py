@@ -11,7 +11,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from qmig_e2k.bench import dirty, faults, host, precopy, vmstate
+from qmig_e2k.bench import codec, dirty, faults, host, precopy, vmstate
 from qmig_e2k.lab.faults import LabError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["BUILT", "run"]
 
 SCHEMA = "qmig_e2k/bench/1"
-BUILT = ("dirty", "faults", "precopy", "vmstate")
+BUILT = ("codec", "dirty", "faults", "precopy", "vmstate")
 """What can be measured so far."""
 
 
@@ -45,7 +45,7 @@ def run(what: str, *, runs: int = 5, programs: Path | None = None, out: Path | N
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     phases: dict[str, Any] = {}
-    if what in ("dirty", "faults") and programs is None:
+    if what in ("codec", "dirty", "faults") and programs is None:
         print(f"qmig-e2k bench {what}: needs its bare program; run `make bench BENCH={what}`", file=sys.stderr)  # noqa: T201
         return 1
     if what == "precopy":
@@ -60,6 +60,9 @@ def run(what: str, *, runs: int = 5, programs: Path | None = None, out: Path | N
         except LabError as error:
             say(f"qmig-e2k bench faults: {error}")
             return 1
+    elif what == "codec":
+        assert programs is not None
+        results = codec.run(runs, programs / "codec_loop", say)
     else:
         assert programs is not None
         results = dirty.run(runs, programs / "dirty_scan", say)

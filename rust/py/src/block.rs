@@ -66,6 +66,18 @@ pub struct PyBlock {
 pub struct Lent(PyUntypedBuffer);
 
 impl Lent {
+    /// The bytes, by raw copies: other threads may write there.
+    pub fn memory(&self) -> GuestMem<'_> {
+        let base = NonNull::new(self.0.buf_ptr().cast()).unwrap_or(NonNull::dangling());
+        // SAFETY: the exporter keeps the memory mapped while the buffer is held; who writes asks `readonly` first.
+        unsafe { GuestMem::new(base, self.0.len_bytes()) }
+    }
+
+    /// Its owner does not allow writing.
+    pub fn readonly(&self) -> bool {
+        self.0.readonly()
+    }
+
     /// The bytes as a page source, which must be gone before this.
     pub fn source(&self) -> BufferSource {
         let base = NonNull::new(self.0.buf_ptr().cast()).unwrap_or(NonNull::dangling());
@@ -78,7 +90,7 @@ impl Lent {
 pub fn lend(source: &Bound<'_, PyAny>) -> PyResult<Lent> {
     let buffer = PyUntypedBuffer::get(source)?;
     if !buffer.is_c_contiguous() {
-        return Err(PyBufferError::new_err("a page source must be contiguous"));
+        return Err(PyBufferError::new_err("the buffer must be contiguous"));
     }
     Ok(Lent(buffer))
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::needless_pass_by_value)] // PyO3 hands arguments over by value
 
 mod block;
+mod codec;
 mod control;
 mod error;
 mod faults;
@@ -23,6 +24,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
     block::register(module)?;
+    codec::register(module)?;
     wire::register(module)?;
     stored::register(module)?;
     control::register(module)?;

@@ -1,6 +1,6 @@
 //! zlib and deflate: pages compressed one by one, and the endless stream of a multifd channel (spec/stream 6, 12.5).
 
-use flate2::{Decompress, FlushDecompress, Status};
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::bad;
 use crate::Result;
@@ -39,6 +39,22 @@ impl Inflate {
             }
         }
         if input.is_empty() && done == wanted { Ok(()) } else { Err(bad(format!("zlib: {done} bytes come out, expected {wanted}"))) }
+    }
+}
+
+/// A page as a whole zlib stream.
+///
+/// # Errors
+/// `bad-page`: a level that zlib does not have (it has 0 to 9).
+pub fn deflate_page(page: &[u8], level: i32) -> Result<Vec<u8>> {
+    let level = u32::try_from(level).ok().filter(|level| *level <= 9);
+    let level = level.ok_or_else(|| bad("zlib has levels 0 to 9 only"))?;
+    let mut stream = Compress::new(Compression::new(level), true);
+    // zlib's bound for what does not shrink.
+    let mut out = Vec::with_capacity(page.len() + (page.len() >> 12) + (page.len() >> 14) + 13);
+    match stream.compress_vec(page, &mut out, FlushCompress::Finish) {
+        Ok(Status::StreamEnd) => Ok(out),
+        other => Err(bad(format!("zlib: a page of {} bytes does not compress: {other:?}", page.len()))),
     }
 }
 

@@ -1,14 +1,16 @@
-//! One page in, bytes out, and back: the forms in which a page travels other than as it is. So far only their decoders.
+//! One page in, bytes out, and back: the forms in which a page travels other than as it is.
 //!
 //! What comes from the wire is hostile: no decoder writes past its output or allocates by what the input announces.
 
+mod cache;
 mod inflate;
 mod xbzrle;
 mod zstd;
 
-pub use inflate::{Inflate, inflate_page};
-pub use xbzrle::xbzrle_decode;
-pub use zstd::Unzstd;
+pub use cache::PageCache;
+pub use inflate::{Inflate, deflate_page, inflate_page};
+pub use xbzrle::{Delta, XBZRLE_PAGE_MAX, XbzrleEncoder, xbzrle_decode};
+pub use zstd::{Unzstd, unzstd_page, zstd_page};
 
 use crate::{Error, ErrorKind};
 

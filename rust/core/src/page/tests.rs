@@ -5,7 +5,8 @@ use std::io::Write;
 use flate2::{Compress, Compression, FlushCompress};
 use proptest::prelude::*;
 
-use super::{Inflate, Unzstd, inflate_page, xbzrle_decode};
+use super::{Delta, Inflate, Unzstd, XBZRLE_PAGE_MAX, XbzrleEncoder, deflate_page, inflate_page, unzstd_page, xbzrle_decode, zstd_page};
+use crate::sys::flips::Level;
 
 const PAGE: usize = 4096;
 
@@ -39,6 +40,103 @@ fn xbzrle_vectors() {
     for delta in bad {
         assert_eq!(xbzrle_decode(delta, &mut [0; PAGE]).unwrap_err().kind.name(), "bad-page", "{delta:x?}");
     }
+}
+
+/// The delta, or why there is none; every instruction set gives the same.
+fn encoded(old: &[u8], new: &[u8], room: usize) -> Result<Vec<u8>, Delta> {
+    let mut results: Vec<_> = Level::all()
+        .into_iter()
+        .map(|level| {
+            let mut delta = vec![0xee; room];
+            match XbzrleEncoder::new(level).encode(old, new, &mut delta) {
+                Delta::Length(length) => Ok(delta[..length].to_vec()),
+                other => Err(other),
+            }
+        })
+        .collect();
+    let first = results.pop().unwrap();
+    assert!(results.iter().all(|other| *other == first), "instruction sets differ");
+    first
+}
+
+#[test]
+fn xbzrle_encoder_vectors() {
+    let page = |bytes: &[(usize, &[u8])]| {
+        let mut page = vec![0; PAGE];
+        for (at, bytes) in bytes {
+            page[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        page
+    };
+    let zero = page(&[]);
+    let good: [(Vec<u8>, &[u8]); 4] = [
+        (page(&[(0, &[1])]), &[0, 1, 1]),
+        (page(&[(4095, &[0xff])]), &[0xff, 0x1f, 1, 0xff]),
+        (page(&[(0x100, &[0xde, 0xad, 0xbe, 0xef]), (0x200, &[0x55])]), &[0x80, 2, 4, 0xde, 0xad, 0xbe, 0xef, 0xfc, 1, 1, 0x55]),
+        (page(&[(10, &[0x11, 0x22, 0, 0x33])]), &[10, 2, 0x11, 0x22, 1, 1, 0x33]),
+    ];
+    for (new, delta) in good {
+        assert_eq!(encoded(&zero, &new, PAGE).unwrap(), delta);
+    }
+    assert_eq!(encoded(&zero, &zero, PAGE), Err(Delta::Equal));
+    // Whether it fits, by the unchanged bytes before the run and the changed ones.
+    for (skipped, changed, length) in [
+        (0, 4096, None),
+        (0, 4091, Some(4094)),
+        (0, 4092, None),
+        (3, 4093, Some(4096)),
+        (4, 4092, Some(4095)),
+        (2, 4094, None),
+        (3, 4092, None),
+    ] {
+        let found = encoded(&zero, &page(&[(skipped, &vec![9; changed])]), PAGE);
+        assert_eq!(found.map(|delta| delta.len()), length.ok_or(Delta::Overflow), "{skipped} {changed}");
+    }
+    let alternating: Vec<u8> = (0..PAGE).map(|i| (i % 2) as u8).collect();
+    assert_eq!(encoded(&zero, &alternating, PAGE), Err(Delta::Overflow));
+}
+
+#[test]
+fn runs_as_long_as_can_be() {
+    let zero = vec![0; XBZRLE_PAGE_MAX];
+    let mut last = zero.clone();
+    last[XBZRLE_PAGE_MAX - 1] = 1;
+    assert_eq!(encoded(&zero, &last, 100).unwrap(), [0xff, 0x7f, 1, 1]);
+    let all = vec![1; XBZRLE_PAGE_MAX];
+    assert_eq!(encoded(&zero, &all, 2 * XBZRLE_PAGE_MAX), Err(Delta::Overflow));
+    let found = encoded(&zero[1..], &all[1..], 2 * XBZRLE_PAGE_MAX).unwrap();
+    assert_eq!((found.len(), &found[..3]), (XBZRLE_PAGE_MAX + 2, &[0, 0xff, 0x7f][..]));
+}
+
+/// The contract of spec/stream 5.3, step by step.
+fn encode_slowly(old: &[u8], new: &[u8], room: usize) -> Result<Vec<u8>, Delta> {
+    let number = |value: usize| if value < 0x80 { vec![value as u8] } else { vec![value as u8 | 0x80, (value >> 7) as u8] };
+    let (mut delta, mut at) = (Vec::new(), 0);
+    while at < new.len() {
+        if delta.len() + 2 > room {
+            return Err(Delta::Overflow);
+        }
+        let skipped = (at..new.len()).take_while(|i| old[*i] == new[*i]).count();
+        if skipped == new.len() {
+            return Err(Delta::Equal);
+        }
+        at += skipped;
+        if at == new.len() {
+            break;
+        }
+        delta.extend(number(skipped));
+        if delta.len() + 2 > room {
+            return Err(Delta::Overflow);
+        }
+        let changed = (at..new.len()).take_while(|i| old[*i] != new[*i]).count();
+        delta.extend(number(changed));
+        if delta.len() + changed > room {
+            return Err(Delta::Overflow);
+        }
+        delta.extend(&new[at..at + changed]);
+        at += changed;
+    }
+    if new.is_empty() { Err(Delta::Equal) } else { Ok(delta) }
 }
 
 #[test]
@@ -103,6 +201,43 @@ fn zlib_packets_of_another_length_are_refused() {
 }
 
 #[test]
+fn pages_one_by_one() {
+    let content: Vec<u8> = (0..PAGE).map(|i| (i * i / 7) as u8).collect();
+    let random: Vec<u8> = (0..PAGE as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut page = [0; PAGE];
+    for content in [&content, &random, &vec![0; PAGE]] {
+        for level in [0, 1, 9] {
+            let packed = deflate_page(content, level).unwrap();
+            assert!(packed.len() <= 4110, "bound of spec/stream 6.1");
+            inflate_page(&packed, false, &mut page).unwrap();
+            assert_eq!(page[..], content[..]);
+        }
+        for level in [-5, 0, 1, 19] {
+            unzstd_page(&zstd_page(content, level).unwrap(), &mut page).unwrap();
+            assert_eq!(page[..], content[..]);
+        }
+    }
+    assert!(deflate_page(&content, 10).unwrap_err().message.contains("levels"));
+    assert!(deflate_page(&content, -1).unwrap_err().message.contains("levels"));
+    assert!(zstd_page(&content, 23).unwrap_err().message.contains("levels"));
+    let packed = zstd_page(&content, 1).unwrap();
+    let halves = [zstd_page(&content[..2048], 1).unwrap(), zstd_page(&content[2048..], 1).unwrap()].concat();
+    let bomb = zstd_page(&vec![0; 1 << 24], 1).unwrap();
+    let bad: [(&[u8], &str); 6] = [
+        (&zstd_page(&content[..4000], 1).unwrap(), "only 4000"),
+        (&bomb, "zstd"),
+        (&halves, "one whole frame"),
+        (&packed[..packed.len() - 1], "one whole frame"),
+        (&[&packed[..], &[0]].concat(), "one whole frame"),
+        (&[], "one whole frame"),
+    ];
+    for (bytes, said) in bad {
+        let error = unzstd_page(bytes, &mut page).unwrap_err();
+        assert!(error.kind.name() == "bad-page" && error.message.contains(said), "{said}: {error}");
+    }
+}
+
+#[test]
 fn zstd_goes_on_from_packet_to_packet() {
     let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
     let mut decoder = Unzstd::new().unwrap();
@@ -126,7 +261,42 @@ fn zstd_packets_of_another_length_are_refused() {
     assert_eq!(Unzstd::new().unwrap().run(&[7; 100], &mut [0; 100]).unwrap_err().kind.name(), "bad-page");
 }
 
+/// A page and what becomes of it: some runs change.
+fn pages() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+    let runs = prop::collection::vec((any::<prop::sample::Index>(), prop_oneof![1_usize..4, 1_usize..400], 1_u8..), 0..40);
+    (prop_oneof![Just(PAGE), 0_usize..600], runs, any::<u8>()).prop_map(|(len, runs, seed)| {
+        let old: Vec<u8> = (0..len).map(|i| (i / 5) as u8 ^ seed).collect();
+        let mut new = old.clone();
+        for (at, length, bits) in runs {
+            if len > 0 {
+                let at = at.index(len);
+                new[at..len.min(at + length)].iter_mut().for_each(|byte| *byte ^= bits);
+            }
+        }
+        (old, new)
+    })
+}
+
 proptest! {
+    /// The bytes and the overflow are those of the contract, whatever the room, and the decoder makes the page of them.
+    #[test]
+    fn xbzrle_there_and_back((old, new) in pages(), tight in prop::option::of(0_usize..600)) {
+        let free = encode_slowly(&old, &new, 2 * PAGE);
+        let rooms = match (&free, tight) {
+            (Ok(delta), _) => (delta.len().saturating_sub(14)..delta.len() + 16).collect(),
+            (_, Some(room)) => vec![room],
+            _ => vec![0, 1, 2, PAGE],
+        };
+        for room in rooms {
+            prop_assert_eq!(encoded(&old, &new, room), encode_slowly(&old, &new, room), "room {}", room);
+        }
+        if let Ok(delta) = free {
+            let mut page = old;
+            let end = xbzrle_decode(&delta, &mut page).unwrap();
+            prop_assert!(page == new && end <= new.len());
+        }
+    }
+
     /// Whatever comes in: an error or a result, never a panic.
     #[test]
     fn anything_is_survived(bytes in prop::collection::vec(any::<u8>(), 0..200), prefix in prop::sample::select(vec![&[][..], &[0x78, 0x01], &[0x28, 0xb5, 0x2f, 0xfd]])) {

@@ -1,4 +1,4 @@
-//! zstd: the endless frame of a multifd channel (spec/stream 12.5).
+//! zstd: the endless frame of a multifd channel (spec/stream 12.5), and single pages.
 
 use std::fmt;
 
@@ -42,4 +42,26 @@ impl Unzstd {
             }
         }
     }
+}
+
+/// A page as one frame.
+///
+/// # Errors
+/// `bad-page`: a level that zstd does not have (it has -131072 to 22, 0 being its default).
+pub fn zstd_page(page: &[u8], level: i32) -> Result<Vec<u8>> {
+    if !zstd::compression_level_range().contains(&level) {
+        return Err(bad(format!("zstd has levels {:?}, not {level}", zstd::compression_level_range())));
+    }
+    zstd::bulk::compress(page, level).map_err(|e| bad(format!("zstd: {e}")))
+}
+
+/// Decompress `input`, one frame, into `page`, which it must fill.
+pub fn unzstd_page(input: &[u8], page: &mut [u8]) -> Result<()> {
+    let wanted = page.len();
+    let frame = zstd::zstd_safe::find_frame_compressed_size(input);
+    if frame != Ok(input.len()) {
+        return Err(bad(format!("zstd: {} bytes are not one whole frame", input.len())));
+    }
+    let done = zstd::bulk::decompress_to_buffer(input, page).map_err(|e| bad(format!("zstd: {e}")))?;
+    if done == wanted { Ok(()) } else { Err(bad(format!("zstd: only {done} of {wanted} bytes come out"))) }
 }

@@ -1,6 +1,7 @@
 //! The only unsafe: memory maps, userfaultfd, `PAGEMAP_SCAN`, raw vectors, probes.
 
 pub mod adopt;
+pub mod flips;
 pub mod guest;
 pub mod io;
 pub mod mmap;

@@ -1,0 +1,160 @@
+//! The page codecs for experiments: signatures and conversions only.
+
+use std::sync::Mutex;
+
+use pyo3::exceptions::{PyBufferError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use qmig_core::page::{self, Delta, XBZRLE_PAGE_MAX, XbzrleEncoder};
+
+use crate::block::{Lent, lend};
+use crate::error::to_py;
+use crate::wire::lock;
+
+/// Adds this file's class and functions to the module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PageCache>()?;
+    module.add_function(wrap_pyfunction!(xbzrle_encode, module)?)?;
+    module.add_function(wrap_pyfunction!(xbzrle_decode, module)?)?;
+    module.add_function(wrap_pyfunction!(is_zero, module)?)?;
+    module.add_function(wrap_pyfunction!(compress_page, module)?)?;
+    module.add_function(wrap_pyfunction!(decompress_page, module)?)
+}
+
+/// A copy of what the buffer holds now: other threads may write there while a codec works.
+fn snapshot(lent: &Lent) -> Vec<u8> {
+    let memory = lent.memory();
+    let mut bytes = vec![0; memory.len()];
+    memory.read(0, &mut bytes);
+    bytes
+}
+
+#[pyfunction]
+#[pyo3(signature = (old, new, dlen = 4096))]
+fn xbzrle_encode<'py>(
+    py: Python<'py>,
+    old: &Bound<'py, PyAny>,
+    new: &Bound<'py, PyAny>,
+    dlen: usize,
+) -> PyResult<Option<Bound<'py, PyBytes>>> {
+    let (old, new) = (lend(old)?, lend(new)?);
+    let (len, other) = (new.memory().len(), old.memory().len());
+    if len != other || len > XBZRLE_PAGE_MAX {
+        return Err(PyValueError::new_err(format!(
+            "pages of {other} and {len} bytes: both must be of one size, at most {XBZRLE_PAGE_MAX}"
+        )));
+    }
+    let mut delta = Vec::new();
+    let found = py.detach(|| {
+        // No delta is longer than that, so more room makes no difference.
+        delta.resize(dlen.min(2 * XBZRLE_PAGE_MAX), 0);
+        XbzrleEncoder::default().encode(&snapshot(&old), &snapshot(&new), &mut delta)
+    });
+    Ok(match found {
+        Delta::Equal => Some(PyBytes::new(py, b"")),
+        Delta::Length(length) => Some(PyBytes::new(py, &delta[..length])),
+        Delta::Overflow => None,
+    })
+}
+
+#[pyfunction]
+fn xbzrle_decode(py: Python<'_>, delta: &Bound<'_, PyAny>, page: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let (delta, page) = (lend(delta)?, lend(page)?);
+    if page.readonly() {
+        return Err(PyBufferError::new_err("the page is patched in place, but this buffer is read-only"));
+    }
+    py.detach(|| {
+        let mut patched = snapshot(&page);
+        let end = page::xbzrle_decode(&snapshot(&delta), &mut patched)?;
+        page.memory().write(0, &patched);
+        Ok(end)
+    })
+    .map_err(|e| to_py(&e))
+}
+
+#[pyfunction]
+fn is_zero(py: Python<'_>, buffer: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let lent = lend(buffer)?;
+    Ok(py.detach(|| lent.memory().is_zero(0, lent.memory().len())))
+}
+
+#[pyfunction]
+#[pyo3(signature = (page, level = 1, method = "zlib"))]
+fn compress_page<'py>(py: Python<'py>, page: &Bound<'py, PyAny>, level: i32, method: &str) -> PyResult<Bound<'py, PyBytes>> {
+    let (page, zstd) = (lend(page)?, is_zstd(method)?);
+    let packed = py.detach(|| {
+        let bytes = snapshot(&page);
+        if zstd { page::zstd_page(&bytes, level) } else { page::deflate_page(&bytes, level) }
+    });
+    packed.map(|packed| PyBytes::new(py, &packed)).map_err(|e| to_py(&e))
+}
+
+#[pyfunction]
+#[pyo3(signature = (data, page_size = 4096, method = "zlib"))]
+fn decompress_page<'py>(py: Python<'py>, data: &Bound<'py, PyAny>, page_size: usize, method: &str) -> PyResult<Bound<'py, PyBytes>> {
+    let (data, zstd) = (lend(data)?, is_zstd(method)?);
+    PyBytes::new_with(py, page_size, |page| {
+        py.detach(|| {
+            let packed = snapshot(&data);
+            if zstd { page::unzstd_page(&packed, page) } else { page::inflate_page(&packed, false, page) }
+        })
+        .map_err(|e| to_py(&e))
+    })
+}
+
+fn is_zstd(method: &str) -> PyResult<bool> {
+    match method {
+        "zlib" => Ok(false),
+        "zstd" => Ok(true),
+        other => Err(PyValueError::new_err(format!("pages are compressed by zlib or zstd, not by {other:?}"))),
+    }
+}
+
+/// The last version of pages that were sent (spec/stream 5.5).
+#[pyclass(frozen, module = "qmig_e2k._core")]
+#[derive(Debug)]
+struct PageCache {
+    cache: Mutex<page::PageCache>,
+    page_size: usize,
+}
+
+#[pymethods]
+impl PageCache {
+    #[new]
+    #[pyo3(signature = (size, page_size = 4096))]
+    fn new(size: usize, page_size: usize) -> PyResult<Self> {
+        let cache = page::PageCache::new(size, page_size).map_err(|e| PyValueError::new_err(e.message))?;
+        Ok(Self { cache: Mutex::new(cache), page_size })
+    }
+
+    #[getter]
+    fn size(&self) -> usize {
+        lock(&self.cache).size()
+    }
+
+    #[getter]
+    fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    fn get<'py>(&self, py: Python<'py>, address: u64, age: u64) -> Option<Bound<'py, PyBytes>> {
+        lock(&self.cache).get(address, age).map(|page| PyBytes::new(py, page))
+    }
+
+    fn insert(&self, address: u64, page: &Bound<'_, PyAny>, age: u64) -> PyResult<bool> {
+        let page = snapshot(&lend(page)?);
+        if page.len() != self.page_size {
+            return Err(PyValueError::new_err(format!("a page of {} bytes in a cache of pages of {}", page.len(), self.page_size)));
+        }
+        Ok(lock(&self.cache).insert(address, &page, age).is_some())
+    }
+
+    /// A new empty cache; the same size keeps what is there.
+    fn resize(&self, size: usize) -> PyResult<()> {
+        let mut cache = lock(&self.cache);
+        if size != cache.size() {
+            *cache = page::PageCache::new(size, self.page_size).map_err(|e| PyValueError::new_err(e.message))?;
+        }
+        Ok(())
+    }
+}
