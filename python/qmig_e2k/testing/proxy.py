@@ -79,6 +79,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._threads[0].join()  # what it has accepted is cut, too
         self.cut()
         for thread in self._threads:
             thread.join()
@@ -95,8 +96,12 @@ class Proxy:
         while True:
             try:
                 source, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
                 destination = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
+                source.close()
                 return
             with self._lock:
                 self._open += [source, destination]
