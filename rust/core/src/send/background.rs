@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::outgoing::{FENCE_DEADLINE, Format, Outgoing, TURN, per_ms, per_second};
+use super::outgoing::{Format, Outgoing, TURN, per_ms, per_second};
 use super::records::Records;
 use super::stream::Bound;
 use super::unsent::{Place, Unsent};
@@ -74,7 +74,7 @@ impl Outgoing {
             flow.urgent.settle(Some(&RAM_EOS.to_be_bytes()))?;
         }
         let back = self.back.as_ref().ok_or_else(super::postcopy::one_way)?;
-        match back.wait_shut(Instant::now() + FENCE_DEADLINE)? {
+        match back.wait_shut(Instant::now() + self.answer_deadline)? {
             Some(0) => Ok(()),
             Some(status) => Err(Error::new(ErrorKind::ReturnPath, format!("the destination reported failure (status {status})"))),
             None => Err(Error::new(ErrorKind::Closed, "the channel ended before the destination's last word (SHUT)")),

@@ -16,9 +16,9 @@ use crate::wire::consts::RAM_EOS;
 use crate::wire::{Output, SectionKind};
 use crate::{Error, ErrorKind, Result};
 
-/// How long the destination may take to load what was sent, and to say its last word. The machine stands still meanwhile, so it is
+/// How long the destination may take to load what was sent, to say its last word, for each step of a recovery. The machine stands still meanwhile, so it is
 /// bounded; device state is at most a few MiB, so it is generous.
-pub(super) const FENCE_DEADLINE: Duration = Duration::from_secs(30);
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 /// A turn of RAM: how soon parameters, the destination's words, other live handlers and the counters have their turn.
 pub(super) const TURN: Duration = Duration::from_millis(50);
 /// How often the dirty rate is evaluated at most.
@@ -86,8 +86,8 @@ pub struct Outgoing {
     commits_after_finish: bool,
     convergence: Convergence,
     pings: u32,
-    /// How long each step of a recovery may take.
-    pub(super) recover_deadline: Duration,
+    /// How long the destination may take for an answer.
+    pub(super) answer_deadline: Duration,
     /// Bytes sent while the machine ran; known once it stopped.
     pub(super) precopy_bytes: Option<u64>,
     rates: Rates,
@@ -126,15 +126,15 @@ impl Outgoing {
             commits_after_finish: false,
             convergence: Convergence::new(0),
             pings: 0,
-            recover_deadline: postcopy::RECOVER_DEADLINE,
+            answer_deadline: ANSWER_DEADLINE,
             precopy_bytes: None,
             rates: Rates { evaluated: Instant::now(), dirtied: 0, pages_sent: 0, bytes_per_ms: 0.0, dirty_bytes: 0 },
         })
     }
 
-    /// How long each step of a recovery may take, instead of half a minute.
-    pub fn set_recover_deadline(&mut self, deadline: Duration) {
-        self.recover_deadline = deadline;
+    /// How long the destination may take for an answer (to a fence, at the end, at each step of a recovery), instead of half a minute.
+    pub fn set_answer_deadline(&mut self, deadline: Duration) {
+        self.answer_deadline = deadline;
     }
 
     /// Open the channel. Blocks for sockets; a cancel of the session ends it.
@@ -306,7 +306,7 @@ impl Outgoing {
     /// The destination holds everything that was sent, and nothing has changed since.
     fn fence(&mut self) -> Result<()> {
         for late in 0..=LATE_PASSES {
-            let deadline = Instant::now() + FENCE_DEADLINE;
+            let deadline = Instant::now() + self.answer_deadline;
             if self.two_way {
                 let token = self.ping()?;
                 if let Some(back) = &self.back {
@@ -343,7 +343,7 @@ impl Outgoing {
 
     fn after_commit(&mut self, tail: &[u8]) -> Result<()> {
         // Nothing can be cancelled any more.
-        let deadline = Instant::now() + FENCE_DEADLINE;
+        let deadline = Instant::now() + self.answer_deadline;
         self.parts()?.1.set_deadline(deadline);
         self.put(tail)?;
         self.parts()?.1.finish()?;

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::background::Flow;
-use super::outgoing::{FENCE_DEADLINE, Format, Outgoing};
+use super::outgoing::{Format, Outgoing};
 use super::records::{Records, drop_pages};
 use super::return_path::ReturnPath;
 use super::stream::Stream;
@@ -47,8 +47,6 @@ const PACKAGE_MAX_V2_9: u32 = 1 << 24;
 const NEVER_RAN: u32 = 2;
 /// How long a destination that broke the connection may still have something to say.
 const LAST_WORD: Duration = Duration::from_secs(1);
-/// How long each step of a recovery may take, unless something else was said.
-pub(super) const RECOVER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// What of postcopy was agreed on when the migration began.
 #[derive(Debug, Clone, Copy)]
@@ -187,7 +185,8 @@ impl Outgoing {
         self.flush()?;
         self.wait_pong(PING_DISCARDED)?;
         // What may get lost from here on is RUN alone.
-        self.stream()?.arrived(Instant::now() + FENCE_DEADLINE).map_err(|e| self.blame(e))?;
+        let deadline = Instant::now() + self.answer_deadline;
+        self.stream()?.arrived(deadline).map_err(|e| self.blame(e))?;
         if let Some(names) = self.parts()?.0.written_since()? {
             return Err(super::outgoing::still_written(&names));
         }
@@ -302,7 +301,7 @@ impl Outgoing {
     }
 
     fn handshake(&mut self, uri: &Uri) -> Result<Flow> {
-        let deadline = Instant::now() + self.recover_deadline;
+        let deadline = Instant::now() + self.answer_deadline;
         self.parts()?.1.set_deadline(deadline);
         self.bound()?;
         self.connect_second(uri, Format::V7_2)?;
@@ -312,7 +311,7 @@ impl Outgoing {
         }
         self.put(questions.as_slice())?;
         self.flush()?;
-        let deadline = Instant::now() + self.recover_deadline;
+        let deadline = Instant::now() + self.answer_deadline;
         let received = self.answered(|back| back.wait_bitmaps(deadline))?;
         self.connect_second(uri, Format::V10_0)?;
         let missing = received.iter().map(|received| {
@@ -327,7 +326,7 @@ impl Outgoing {
         resume.command(&Command::Resume);
         self.put(resume.as_slice())?;
         self.flush()?;
-        let deadline = Instant::now() + self.recover_deadline;
+        let deadline = Instant::now() + self.answer_deadline;
         self.answered(|back| back.wait_resumed(deadline))?;
         if self.session.resumed() { Ok(flow) } else { Err(self.why_not_committed()) }
     }
@@ -347,7 +346,7 @@ impl Outgoing {
     }
 
     fn wait_pong(&self, token: u32) -> Result<()> {
-        let deadline = Instant::now() + FENCE_DEADLINE;
+        let deadline = Instant::now() + self.answer_deadline;
         self.answered(|back| back.wait_pong(token, deadline))
     }
 

@@ -28,19 +28,25 @@ pub struct Setting {
     pub capabilities: Vec<&'static str>,
     pub bandwidth: u64,
     pub uri: String,
-    /// How long each step of a recovery may take, if not as long as usual.
-    pub recover: Option<Duration>,
+    /// How long an answer may take, if not as long as usual.
+    pub patience: Option<Duration>,
 }
 
 impl Setting {
     pub fn new(format: Format) -> Self {
-        Self { format, capabilities: vec!["postcopy-ram"], bandwidth: 0, uri: "fd:peer".into(), recover: None }
+        Self { format, capabilities: vec!["postcopy-ram"], bandwidth: 0, uri: "fd:peer".into(), patience: None }
     }
 
     pub fn with(mut self, capability: &'static str) -> Self {
         self.capabilities.push(capability);
         self
     }
+}
+
+/// Says that a test of huge pages is left out, which fails where they are required.
+pub fn no_huge_pages() {
+    assert!(std::env::var_os("QMIG_REQUIRE_HUGE_PAGES").is_none(), "huge pages are required here and none are reserved");
+    eprintln!("SKIPPED: no huge pages are reserved (sysctl vm.nr_hugepages=2)");
 }
 
 /// A block whose page `n` begins with the word `n`, but for every fifth, which is zero.
@@ -97,8 +103,8 @@ impl Source {
         let (control, session, events) = control(setting);
         control.start_postcopy().unwrap();
         let mut outgoing = outgoing(&control, blocks, setting);
-        if let Some(deadline) = setting.recover {
-            outgoing.set_recover_deadline(deadline);
+        if let Some(deadline) = setting.patience {
+            outgoing.set_answer_deadline(deadline);
         }
         let setting = setting.clone();
         let own = Arc::clone(&session);

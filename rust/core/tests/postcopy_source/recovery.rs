@@ -132,7 +132,7 @@ fn a_recovery_that_fails_leads_back_to_paused() {
 #[test]
 fn a_destination_that_says_nothing_in_a_recovery_is_not_waited_for() {
     // long enough for an answer that does come, on any machine
-    let setting = Setting { recover: Some(Duration::from_secs(1)), ..Setting::new(Format::V7_2) };
+    let setting = Setting { patience: Some(Duration::from_secs(1)), ..Setting::new(Format::V7_2) };
     let (mut peer, source) = Peer::with_source(&[block("ram", PAGES)], &setting);
     peer.switched();
     peer.hang_up();
@@ -147,6 +147,13 @@ fn a_destination_that_says_nothing_in_a_recovery_is_not_waited_for() {
         let why = source.paused();
         assert!(why.contains(text), "{why}");
     }
+    // nor for its last word
+    peer = source.resume();
+    asked(&mut peer, &["ram"]);
+    peer.tell("ram", PAGES, |_| true);
+    resumed(&mut peer, &source);
+    let why = source.paused();
+    assert!(why.contains("waited too long for the destination's last word"), "{why}");
     source.give_up();
 }
 

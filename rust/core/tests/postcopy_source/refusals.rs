@@ -1,5 +1,7 @@
 //! What a destination may not say: each ends the connection with a clear error, and the machine's memory stays.
 
+use std::time::Duration;
+
 use qmig_core::control::Status;
 use qmig_core::ram::{Backing, Block, BlockOptions};
 use qmig_core::send::Format;
@@ -65,7 +67,7 @@ fn half_a_message_and_silence_are_told_apart() {
 fn half_a_huge_page_cannot_be_asked_for() {
     let options = BlockOptions { backing: Backing::Hugetlb, ..BlockOptions::default() };
     let Ok(huge) = Block::new("huge", 4 << 20, &options) else {
-        eprintln!("SKIPPED: no huge pages are reserved (sysctl vm.nr_hugepages=2)");
+        crate::peer::no_huge_pages();
         return;
     };
     for (start, length) in [(PAGE, 2 << 20), (0, PAGE)] {
@@ -80,7 +82,11 @@ fn half_a_huge_page_cannot_be_asked_for() {
 
 /// The peer has seen the first PING behind the discards, and the source waits for its answer.
 fn at_the_fence() -> (Peer, Source) {
-    let (mut peer, source) = Peer::with_source(&[block("ram", 64)], &Setting::new(Format::V7_2));
+    at_the_fence_with(&Setting::new(Format::V7_2))
+}
+
+fn at_the_fence_with(setting: &Setting) -> (Peer, Source) {
+    let (mut peer, source) = Peer::with_source(&[block("ram", 64)], setting);
     peer.header();
     peer.until(6);
     assert_eq!(peer.element(), Element::Command(2, vec![0, 0, 0, 2]));
@@ -108,6 +114,10 @@ fn before_the_commit_a_bad_word_leaves_the_machine_here() {
         peer.say(&ReturnMessage::Shut(status));
         assert_eq!(stays_here(source).unwrap_err().kind, ErrorKind::ReturnPath);
     }
+
+    // It says nothing at all, and does not hang up either.
+    let (_peer, source) = at_the_fence_with(&Setting { patience: Some(Duration::from_millis(100)), ..Setting::new(Format::V7_2) });
+    assert_eq!(stays_here(source).unwrap_err().kind, ErrorKind::Timeout);
 
     let (mut peer, source) = at_the_fence();
     peer.say(&ReturnMessage::Pong(2));

@@ -122,7 +122,7 @@ fn ends_of_others_come_first_and_10_0_says_so_before() {
 fn huge_pages_are_discarded_and_sent_whole() {
     let options = BlockOptions { backing: Backing::Hugetlb, ..BlockOptions::default() };
     let Ok(huge) = Block::new("huge", 4 << 20, &options) else {
-        eprintln!("SKIPPED: no huge pages are reserved (sysctl vm.nr_hugepages=2)");
+        crate::peer::no_huge_pages();
         return;
     };
     let huge = filled(huge);
