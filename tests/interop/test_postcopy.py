@@ -251,12 +251,26 @@ def test_a_guest_that_writes_until_the_switch(qemu, serve):
 
 @BOTH_WAYS
 def test_memory_is_released_as_it_is_sent(sides, content, here, there):
-    """With `release-ram` there is no recovery, on QEMU as here."""
     source, destination = sides(here, there, release_ram=True)
     switch(source, destination, destination.listen())
     touch(destination, content)
     finish(source, destination, content)
     assert not any(source.memory(SIZE))
+
+
+@BOTH_WAYS
+def test_no_recovery_of_released_memory(sides, tmp_path, here, there):
+    """QEMU pauses and refuses to go on; here the migration has failed. Neither source runs the machine again."""
+    source, destination = sides(here, there, release_ram=True)
+    switch(source, destination, destination.listen())
+    destination.command("migrate-pause")
+    destination.wait_migration("postcopy-paused")
+    answer = source.wait_migration("failed" if source.serves else "postcopy-paused")
+    if source.serves:
+        assert "ownership is unknown" in answer["error-desc"]
+    with pytest.raises(QmpError, match=r"release-ram|postcopy-paused"):
+        source.command("migrate", uri=f"unix:{tmp_path}/again", resume=True)
+    assert source.run_state() == ("postmigrate" if source.serves else "finish-migrate")
 
 
 @pytest.mark.parametrize(
