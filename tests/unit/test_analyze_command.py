@@ -307,6 +307,8 @@ def test_channels_that_are_missing(put, capsys):
     main_file, channel, _ = recorded("qemu10-none-multifd")
     assert main(["analyze", put("some", main_file, channel)]) == 0
     assert "pages of ram did not come; are there more multifd channels than the 1 named?" in capsys.readouterr().out
+    assert main(["analyze", put("twice", main_file, channel, channel)]) == 0
+    assert "2 files say that they are multifd channel 0: is one of them a copy?" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

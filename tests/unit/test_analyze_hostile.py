@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -248,18 +250,6 @@ def test_decoded_pages_are_not_all_in_memory(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_without_a_folder_for_temporary_files(tmp_path):
-    path = tmp_path / "stream"
-    path.write_bytes(deltas(70_000))
-    code = (
-        "import sys; from qmig_e2k.analyze import analyze; print(analyze(sys.argv[1], hashes=False).error['message'])"
-    )
-    command = [sys.executable, "-c", code, path]
-    environment = os.environ | {"TMPDIR": str(tmp_path / "none")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "TMPDIR" in done.stdout
-
-
 def mapped(path, pages, present, *, ones=False):
     """A mapped-ram file with these pages, the rest a hole; with `ones` its bitmap says that all are there."""
     (data,) = recorded("qemu10-none-mapped-ram")
@@ -278,9 +268,8 @@ def mapped(path, pages, present, *, ones=False):
         if ones:
             file.write(b"\xff" * words)
         else:
-            for page in present:
-                file.seek(bitmap + page // 8)
-                file.write(bytes([sum(1 << other % 8 for other in present if other // 8 == page // 8)]))
+            bits = sum(1 << page for page in present)
+            file.write(bits.to_bytes(words, "little"))
         for page in present:
             file.seek(first + page * PAGE)
             file.write(bytes([page % 255 + 1]) * PAGE)
@@ -304,6 +293,24 @@ def test_a_sparse_file_is_read_by_what_it_holds(tmp_path, ones):
     (path,) = extract(made, tmp_path / "ram")
     assert path.read_bytes() == wanted
     assert path.stat().st_blocks * 512 <= 64 * PAGE
+
+
+@pytest.mark.parametrize("ones", [False, True])
+def test_runs_of_a_scattered_file(tmp_path, ones):
+    """Single pages, short and long runs, over the border of what is read of the bitmap at once."""
+    chance = random.Random(5)
+    present = {
+        page for start in chance.sample(range(40_000), 300) for page in range(start, start + chance.choice((1, 2, 9)))
+    }
+    present = sorted({page for page in present if page < 40_000} | {0, 32_766, 32_767, 32_768, 39_999})
+    mapped(tmp_path / "stream", 40_000, present, ones=ones)
+    made = analyze(tmp_path / "stream", hashes=False)
+    found = [page for at, length in made.ram_runs(0) for page in range(at // PAGE, (at + length) // PAGE)]
+    assert found == present
+    assert all(a + length < b for (a, length), (b, _) in itertools.pairwise(made.ram_runs(0)))
+    for first in (0, 32_760, 39_990):
+        wanted = b"".join(bytes([page % 255 + 1 if page in present else 0]) * PAGE for page in range(first, first + 10))
+        assert made.read_ram(0, first * PAGE, 10 * PAGE) == wanted
 
 
 @pytest.mark.parametrize("ones", [False, True])

@@ -52,7 +52,7 @@ class Search:
             section_id: the section's.
             live: ids whose PART and END may follow.
             first: take the first place; for live handlers, whose next sections end alike.
-            before: end of the package that the section is in.
+            before: end of the package that the section is in, if it is not over yet.
 
         Returns:
             The only plausible place, or the first one; None: there is none, or there are several.
@@ -61,7 +61,9 @@ class Search:
             Refusal: `limit-exceeded`: all searches in this stream have read too much.
         """
         found: int | None = None
-        end = min(self._file.length, start + REACH, self._file.length if before is None else before)
+        end = min(self._file.length, start + REACH)
+        if before is not None and before > start:
+            end = min(end, before)
         for at in self._places(start, end, footer(section_id)):
             if plausible(self._file, at + 5, live):
                 if first:

@@ -424,6 +424,9 @@ class _Reading:
             if said["mapped"]:
                 made.pages["normal"] += said["pages"]
                 made.pages["zero"] += block.size // 4096 - said["pages"]
+        for channel, files in Counter(channel["id"] for channel in made.channels).items():
+            if channel is not None and files > 1:
+                made.notes.append(f"{files} files say that they are multifd channel {channel}: is one of them a copy?")
         for what, count in self.further.items():
             made.notes.append(f"{count} more {what} were read and are not shown: {ELEMENTS_KEPT} are at most")
         if made.description is not None and made.description["offset"] != self.description_at:

@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
 use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE};
 use crate::{Error, Result};
@@ -60,7 +61,7 @@ impl Pool {
         }
         let file = match &self.file {
             Some(file) => file,
-            None => self.file.insert(nameless()?),
+            None => self.file.insert(nameless(&std::env::temp_dir())?),
         };
         file.write_all_at(page, at - self.in_memory)
             .map_err(|e| Error::io("decoded pages do not fit in the folder for temporary files (TMPDIR)", e))
@@ -86,9 +87,8 @@ fn place(at: u64) -> (usize, usize) {
     (number(at / CHUNK), number(at % CHUNK))
 }
 
-/// A file that ends with its descriptor, where temporary files belong.
-fn nameless() -> Result<File> {
-    let folder = std::env::temp_dir();
+/// A file that ends with its descriptor.
+fn nameless(folder: &Path) -> Result<File> {
     let failed = |e| Error::io(format_args!("creating a temporary file in {} (TMPDIR)", folder.display()), e);
     let mut number = 0_u32;
     loop {
@@ -129,5 +129,11 @@ mod tests {
             assert!(found[..PAGE_BYTES] == [0xee; PAGE_BYTES]);
         }
         assert_eq!(pool.end, pages * PAGE_SIZE);
+    }
+
+    #[test]
+    fn without_a_folder_it_says_what_to_do() {
+        let error = nameless(Path::new("/nonexistent")).unwrap_err();
+        assert_eq!((error.kind, error.message.contains("/nonexistent (TMPDIR)")), (crate::ErrorKind::Io, true));
     }
 }
