@@ -124,6 +124,8 @@ def finish(source, destination, content):
     done = [side.wait_migration("completed") for side in (source, destination)]
     assert (source.run_state(), destination.run_state()) == ("postmigrate", "running")
     assert_same_memory(destination.memory(SIZE), content)
+    ram = done[0]["ram"]
+    assert ram["precopy-bytes"] + ram["downtime-bytes"] + ram["postcopy-bytes"] == ram["transferred"]
     return done
 
 
@@ -293,6 +295,18 @@ def test_one_side_dies(sides, content, here, there, lost):
     else:
         assert destination.run_state() == "running"
         assert destination.memory(TOUCHED * PAGE, SIZE - TOUCHED * PAGE) == content[-TOUCHED * PAGE :]
+
+
+def test_the_way_back_breaks_before_the_hand_over(sides):
+    """Half of the answer that we wait for arrives: the machine is still ours, and QEMU has not run it."""
+    source, destination = sides("ours", "qemu")
+    pong = 8
+    with Proxy(int(destination.listen().rpartition(":")[2]), cut_back=pong + pong // 2) as proxy:
+        source.command("migrate", uri=proxy.uri)
+        source.command("migrate-start-postcopy")
+        source.wait_migration("failed")
+    assert source.run_state() == "running"
+    assert destination.process.wait(20) == 1
 
 
 @BOTH_WAYS
