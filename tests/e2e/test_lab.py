@@ -1,6 +1,7 @@
 """`qmig-e2k lab`: two processes, memory that is missing, and a record of each touch."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ from qmig_e2k import MigrationError, cli
 from qmig_e2k.lab import plot
 from qmig_e2k.lab.faults import Experiment, LabError
 from qmig_e2k.lab.sweep import load, table
+from support import REPOSITORY
 
 PHASES = ["read", "request", "first-byte", "place", "total", "touch"]
 FIGURES = {"count", "p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns", "mean_ns", "buckets"}
@@ -191,3 +193,42 @@ def test_a_run_that_comes_to_nothing_leaves_those_before_it(grid, tmp_path, caps
 def test_memory_with_huge_pages_that_are_not_there(capsys):
     assert cli.main(["lab", "faults", "--page", "2M", "--ram", "1P"]) == 1
     assert "hugepages" in capsys.readouterr().err
+
+
+# the how-to
+
+HOW_TO = (REPOSITORY / "docs/how-to/measure-faults.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the page's reader is; the grid has less to do than the page's."""
+    folder = tmp_path_factory.mktemp("how-to")
+    (grid,) = re.findall(r"^```toml\n(.*?)^```$", HOW_TO, re.MULTILINE | re.DOTALL)
+    (folder / "page.toml").write_text(grid)
+    small = grid.replace("64M", "4M").replace("2000", "5").replace("[0, 100, 1000]", "[0, 10]")
+    (folder / "grid.toml").write_text(small)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "example", re.findall(r"^```console\n\$ qmig-e2k (.*?)^```$", HOW_TO, re.MULTILINE | re.DOTALL)
+)
+def test_commands_of_the_how_to(folder, monkeypatch, capsys, example):
+    command, said = example.split("\n", 1)
+    monkeypatch.chdir(folder)
+    assert cli.main(command.replace("256M", "4M").replace("10000", "5").split()) == 0
+    for line, wanted in zip(capsys.readouterr().out.splitlines(), said.partition("...")[0].splitlines(), strict=False):
+        assert line.split()[: len(wanted.split())] == wanted.split()
+
+
+def test_the_how_to_reads_records(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert len(load(folder / "page.toml")) == 6
+    (folder / "grid").mkdir(exist_ok=True)
+    phases = {"touch": {"p50_ns": 7}}
+    record = {"args": {"delay_us": 3}, "phases": phases, "host": {"kernel": "6.1"}}
+    (folder / "grid/999.json").write_text(json.dumps(record))
+    (program,) = re.findall(r"^```python\n(.*?)^```$", HOW_TO, re.MULTILINE | re.DOTALL)
+    exec(program)
+    assert capsys.readouterr().out.splitlines()[-1] == "3 7 6.1"
