@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from qmig_e2k import MigrationError, RamBlock
-from qmig_e2k.testing import pair
+from qmig_e2k.testing import Proxy, pair
 from qmig_e2k.vmstate import VMStateDescription, uint64
 from support import PAGE, wait_until
 
@@ -163,6 +163,28 @@ def test_pause_and_recover_by_the_handles(tmp_path):
         check(source, destination, source.emulator.value)
         with pytest.raises(MigrationError, match="postcopy-active"):
             migration.pause()
+
+
+def test_a_source_that_missed_the_last_word(tmp_path):
+    """The same switch twice, with nobody who asks for a page; the second time the way back ends a byte too early."""
+    limit = None
+    for again in (False, True):
+        with ready() as (source, destination):
+            target, arrival = destination.listen()
+            destination.vm.stop()
+            with Proxy(int(target.rpartition(":")[2]), cut_back=limit) as proxy:
+                migration = switch(source, proxy.uri)
+                arrival.wait(20)
+                if again:
+                    wait_until(lambda migration=migration: migration.status == "postcopy-paused", what="the pause")
+                    assert arrival.status == "completed"
+                    arrival.recover(there := recovery(tmp_path))
+                    migration.recover(there)
+                migration.wait(20)
+                limit = proxy.returned - 1
+            assert migration.status == arrival.status == "completed"
+            destination.vm.start()
+            check(source, destination, source.emulator.value)
 
 
 @pytest.mark.parametrize("autostart", [True, False])

@@ -465,13 +465,13 @@ def test_quit_ends_even_a_process_whose_python_is_stuck(tmp_path):
 def test_quit_ends_a_process_that_is_stuck_in_another_command(tmp_path):
     path = tmp_path / "qmp"
     script = STUCK.replace('["quit"]', '["quit", "x-slow"]')
-    with subprocess.Popen([sys.executable, "-c", script, str(path)]) as process:
-        with socket.socket(socket.AF_UNIX) as client:
-            QmpClient(f"unix:{path}", alive=lambda: process.poll() is None).close()
-            client.connect(str(path))
-            commands = ("qmp_capabilities", "x-slow", "quit")
-            client.sendall(b"".join(b'{"execute": "%s"}\n' % command.encode() for command in commands))
-            assert process.wait(20) == 0
+    command = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(command) as process, socket.socket(socket.AF_UNIX) as client:
+        QmpClient(f"unix:{path}", alive=lambda: process.poll() is None).close()
+        client.connect(str(path))
+        commands = ("qmp_capabilities", "x-slow", "quit")
+        client.sendall(b"".join(b'{"execute": "%s"}\n' % command.encode() for command in commands))
+        assert process.wait(20) == 0
     assert not path.exists()
 
 

@@ -127,8 +127,10 @@ class Arrival(Handle):
     def recover(self, uri: str, *, fd: int | None = None) -> None:
         """Listen at `uri` for the source, which recovers as well; `addresses` then says where.
 
+        A postcopy that is `completed` answers a source whose connection broke before it heard so, and stays as it is.
+
         Raises:
-            MigrationError: `invalid-state` unless it is `postcopy-paused`; `bad-uri`, `listen`.
+            MigrationError: `invalid-state` unless it is `postcopy-paused` or such a one; `bad-uri`, `listen`.
         """
         with closed_on_error(fd):
             refuse_unwanted(uri, fd)
