@@ -395,7 +395,6 @@ def run(*arguments):
         (["serve", "--mem", "memfd", "--mem-path", "x"], 2, "--mem-path"),
         (["analyze", "/nonexistent", "--json"], 1, "/nonexistent"),
         (["analyze"], 2, "name a stream"),
-        (["lab", "faults", "--ram", "1G"], 1, "not built"),
         (["teleport"], 2, "teleport"),
         ([], 2, "COMMAND"),
     ],
