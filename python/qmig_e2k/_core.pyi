@@ -183,6 +183,7 @@ class PageCache:
 
     Raises:
         ValueError: sizes that are no powers of two, or no room for one page.
+        MemoryError: there is not as much memory.
     """
 
     def __new__(cls, size: int, page_size: int = 4096) -> Self: ...
@@ -210,6 +211,7 @@ class PageCache:
 
         Raises:
             ValueError: a size that is no power of two, or no room for one page.
+            MemoryError: there is not as much memory.
         """
 
 def decode(

@@ -78,6 +78,22 @@ def test_damaged_devices_are_counted():
     assert f"note  {note}" in lines_of(made)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"configuration":[1],"devices":[]}',
+        b'{"configuration":[[]],"devices":[]}',
+        b'{"configuration":{}}',
+        b"[]",
+        b"1",
+    ],
+)
+def test_a_description_of_other_types(text):
+    made = analyze(stream([], b"\0\6" + struct.pack(">I", len(text)) + text))
+    (note,) = made.notes
+    assert "damaged" in note
+
+
 def test_a_description_of_too_many_values(monkeypatch):
     monkeypatch.setattr(stream_module, "DESCRIPTION_VALUES", 100)
     made = analyze(stream([full(b"timer", TIMER, version=2)], described(listed("timer", *[{}] * 200))))

@@ -420,3 +420,22 @@ def test_a_description_without_versions_has_version_1() -> None:
     made = VMStateDescription("mine", fields=[uint8("a")])
     assert (made.version_id, made.minimum_version_id) == (1, 1)
     assert said(made, SimpleNamespace(a=1)) == []
+
+
+def test_an_array_of_more_than_travels() -> None:
+    description = VMStateDescription("mine", fields=[array("w", uint32, 4)])
+    assert said(description, SimpleNamespace(w=np.zeros((2, 2), np.uint32))) == []
+    (problem,) = said(description, SimpleNamespace(w=np.zeros((4, 2), np.uint32)))
+    assert "shape (4, 2); 4 elements travel" in problem
+
+
+def test_properties_that_raise_are_told() -> None:
+    class Broken:
+        def __init__(self) -> None:
+            self.__dict__.update(vars(own_cpu()))
+
+        @property
+        def before_save(self) -> None:
+            raise RuntimeError("boom")
+
+    assert any("boom" in problem for problem in said(e2k.CPU, Broken()))

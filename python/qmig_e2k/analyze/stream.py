@@ -176,7 +176,7 @@ class _Reading:
             if configuration is not None:
                 self.described_configuration = parse_layout(configuration)
             devices = member(document, "devices", list)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             self.made.notes.append(f"the description at the end is damaged: {error}")
             return
         if page_size not in {None, 4096}:

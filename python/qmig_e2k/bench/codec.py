@@ -26,7 +26,7 @@ def run(runs: int, program: Path, say: Callable[[str], None] = lambda _: None, m
         One result for each codec and number of changed bytes a page, GiB/s of pages; the reference is of the same call.
     """
     say(f"pages of {mib} MiB, {runs} runs")
-    command = [program, "--mib", str(mib), "--runs", str(runs)]
+    command = [str(program), "--mib", str(mib), "--runs", str(runs)]
     found = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=DEADLINE_S).stdout)
     results = []
     for case in found["xbzrle"]:

@@ -149,6 +149,10 @@ class ArrayField(VMStateField):
             yield Problem(self.name, f"{place} is {value!r}, no array")
             return
         yield from self._count.problems(self.name, obj, place, length(value), self._start)
+        if isinstance(value, np.ndarray) and value.ndim > 1 and value.size != self._count.of(obj):
+            text = f"{place} is an array of shape {value.shape}; {self._count.of(obj)} elements travel, the others would be lost"
+            yield Problem(self.name, text)
+            return
         if isinstance(value, np.ndarray) and self.kind.packs:
             native = self.kind.unpack(b"").dtype.newbyteorder("=")
             if (native.kind in "iu" and value.dtype.kind == "f") or not np.can_cast(native, value.dtype, "safe"):

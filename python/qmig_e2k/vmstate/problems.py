@@ -63,7 +63,7 @@ def problems(description: VMStateDescription, obj: Any) -> Iterator[Problem]:
         else:
             yield replace(problem, text=text)
     shipped = any(hook is not None and hook.__module__.startswith("qmig_e2k.") for hook in _hooks(description))
-    yield from _own_hooks(obj) if shipped else ()
+    yield from _told("", obj, lambda: _own_hooks(obj)) if shipped else ()
     yield from _shared(description, obj) if target is not obj else ()
 
 
@@ -116,7 +116,10 @@ def _own_hooks(obj: Any) -> Iterator[Problem]:
 
 
 def _members(obj: Any) -> set[str]:
-    names = obj if isinstance(obj, Mapping) else dir(obj)
+    try:
+        names = obj if isinstance(obj, Mapping) else dir(obj)
+    except Exception:  # noqa: BLE001 - a __dir__ of anybody's; only a hint is lost
+        return set()
     return {name for name in names if isinstance(name, str) and not name.startswith("_")}
 
 

@@ -2,10 +2,11 @@
 
 use std::sync::Mutex;
 
-use pyo3::exceptions::{PyBufferError, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use qmig_core::page::{self, Delta, XBZRLE_PAGE_MAX, XbzrleEncoder};
+use qmig_core::{Error, ErrorKind};
 
 use crate::block::{Lent, lend};
 use crate::error::to_py;
@@ -110,6 +111,14 @@ fn is_zstd(method: &str) -> PyResult<bool> {
     }
 }
 
+/// Why there is no such cache.
+fn refused(error: Error) -> PyErr {
+    match error.kind {
+        ErrorKind::NoMemory => PyMemoryError::new_err(error.message),
+        _ => PyValueError::new_err(error.message),
+    }
+}
+
 /// The last version of pages that were sent (spec/stream 5.5).
 #[pyclass(frozen, module = "qmig_e2k._core")]
 #[derive(Debug)]
@@ -123,7 +132,7 @@ impl PageCache {
     #[new]
     #[pyo3(signature = (size, page_size = 4096))]
     fn new(size: usize, page_size: usize) -> PyResult<Self> {
-        let cache = page::PageCache::new(size, page_size).map_err(|e| PyValueError::new_err(e.message))?;
+        let cache = page::PageCache::new(size, page_size).map_err(refused)?;
         Ok(Self { cache: Mutex::new(cache), page_size })
     }
 
@@ -141,8 +150,9 @@ impl PageCache {
         lock(&self.cache).get(address, age).map(|page| PyBytes::new(py, page))
     }
 
-    fn insert(&self, address: u64, page: &Bound<'_, PyAny>, age: u64) -> PyResult<bool> {
-        let page = snapshot(&lend(page)?);
+    fn insert(&self, py: Python<'_>, address: u64, page: &Bound<'_, PyAny>, age: u64) -> PyResult<bool> {
+        let lent = lend(page)?;
+        let page = py.detach(|| snapshot(&lent));
         if page.len() != self.page_size {
             return Err(PyValueError::new_err(format!("a page of {} bytes in a cache of pages of {}", page.len(), self.page_size)));
         }
@@ -153,7 +163,7 @@ impl PageCache {
     fn resize(&self, size: usize) -> PyResult<()> {
         let mut cache = lock(&self.cache);
         if size != cache.size() {
-            *cache = page::PageCache::new(size, self.page_size).map_err(|e| PyValueError::new_err(e.message))?;
+            *cache = page::PageCache::new(size, self.page_size).map_err(refused)?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The last version of pages that were sent (spec/stream 5.5): direct mapped, keyed by the address of a page.
 
 use super::bad;
-use crate::Result;
+use crate::{Error, ErrorKind, Result};
 
 /// Copies of pages, each in the one slot that its address allows.
 #[derive(Debug)]
@@ -14,23 +14,31 @@ pub struct PageCache {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
-    /// Plus one; zero is an empty slot.
-    address: u64,
+    /// None: empty.
+    address: Option<u64>,
     age: u64,
 }
 
 impl PageCache {
-    /// A cache of `size` bytes; both sizes are powers of two. Memory is taken as pages come.
+    /// A cache of `size` bytes; both sizes are powers of two. Memory is taken at once.
     ///
     /// # Errors
-    /// `bad-page`: a size that is no power of two, or room for less than one page.
+    /// `bad-page`: a size that is no power of two, or room for less than one page. `no-memory`: there is not as much.
     pub fn new(size: usize, page_size: usize) -> Result<Self> {
         if !size.is_power_of_two() || !page_size.is_power_of_two() || size < page_size {
             return Err(bad(format!(
                 "a page cache of {size} bytes for pages of {page_size}: both are powers of two, with room for a page at least"
             )));
         }
-        Ok(Self { page_size, slots: vec![Slot::default(); size / page_size], pages: vec![0; size] })
+        let mut slots = Vec::new();
+        let mut pages = Vec::new();
+        slots
+            .try_reserve_exact(size / page_size)
+            .and_then(|()| pages.try_reserve_exact(size))
+            .map_err(|_| Error::new(ErrorKind::NoMemory, format!("there is no memory for a page cache of {size} bytes")))?;
+        slots.resize(size / page_size, Slot::default());
+        pages.resize(size, 0);
+        Ok(Self { page_size, slots, pages })
     }
 
     /// Bytes of pages that it holds at most.
@@ -43,7 +51,7 @@ impl PageCache {
     pub fn get(&mut self, address: u64, age: u64) -> Option<&mut [u8]> {
         let at = self.slot(address);
         let slot = &mut self.slots[at];
-        if slot.address != address + 1 {
+        if slot.address != Some(address) {
             return None;
         }
         slot.age = age;
@@ -57,10 +65,10 @@ impl PageCache {
     pub fn insert(&mut self, address: u64, page: &[u8], age: u64) -> Option<&[u8]> {
         let at = self.slot(address);
         let slot = &mut self.slots[at];
-        if slot.address != 0 && slot.address != address + 1 && slot.age + 2 > age {
+        if slot.address.is_some_and(|other| other != address) && slot.age.saturating_add(2) > age {
             return None;
         }
-        *slot = Slot { address: address + 1, age };
+        *slot = Slot { address: Some(address), age };
         let copy = self.copy(at);
         copy.copy_from_slice(page);
         Some(copy)
@@ -118,10 +126,14 @@ mod tests {
         cache.get(PAGE, 9).unwrap();
         assert!(cache.insert(0, &page(1), 10).is_none(), "used at 9");
         assert!(cache.insert(0, &page(1), 11).is_some());
+        // Numbers that nobody counts up to are numbers all the same.
+        assert!(cache.insert(u64::MAX, &page(5), u64::MAX).is_some());
+        assert!(cache.insert(0, &page(1), u64::MAX).is_none() && cache.get(u64::MAX, 0).is_some());
     }
 
     #[test]
     fn sizes() {
+        assert_eq!(PageCache::new(1 << 62, 4096).unwrap_err().kind.name(), "no-memory");
         for (size, page_size) in [(2048, 4096), (12288, 4096), (0, 4096), (4096, 0), (4096, 1000)] {
             assert!(PageCache::new(size, page_size).unwrap_err().message.contains("powers of two"), "{size} {page_size}");
         }
