@@ -150,8 +150,8 @@ class ArrayField(VMStateField):
             return
         yield from self._count.problems(self.name, obj, place, length(value), self._start)
         if isinstance(value, np.ndarray) and value.ndim > 1 and value.size != self._count.of(obj):
-            text = f"{place} is an array of shape {value.shape}; {self._count.of(obj)} elements travel, the others would be lost"
-            yield Problem(self.name, text)
+            kept = f"{self._count.of(obj)} elements travel, the others would be lost"
+            yield Problem(self.name, f"{place} is an array of shape {value.shape}; {kept}")
             return
         if isinstance(value, np.ndarray) and self.kind.packs:
             native = self.kind.unpack(b"").dtype.newbyteorder("=")

@@ -65,7 +65,7 @@ impl PageCache {
     pub fn insert(&mut self, address: u64, page: &[u8], age: u64) -> Option<&[u8]> {
         let at = self.slot(address);
         let slot = &mut self.slots[at];
-        if slot.address.is_some_and(|other| other != address) && slot.age.saturating_add(2) > age {
+        if slot.address.is_some_and(|other| other != address) && age.saturating_sub(slot.age) < 2 {
             return None;
         }
         *slot = Slot { address: Some(address), age };
