@@ -129,6 +129,28 @@ def test_what_a_stopped_machine_may_do():
         assert arrival.status == "postcopy-paused"
 
 
+def test_a_destination_that_lacks_memory_does_not_move_on():
+    with ready() as (source, destination), pair(size=SIZE) as (_, third):
+        target, arrival = destination.listen()
+        third.vm.set_capabilities(postcopy_ram=True)
+        further, _ = third.listen()
+        source.vm.set_parameters(max_postcopy_bandwidth=TRICKLE)
+        destination.vm.stop()
+        migration = switch(source, target)
+        wait_until(lambda: destination.vm.run_state == "paused", what="the machine at the destination")
+        with pytest.raises(MigrationError, match=r"at its source .*postcopy-active.*has arrived") as caught:
+            destination.vm.migrate(further)
+        assert caught.value.kind == "invalid-state"
+        shown = json.loads(destination.vm.machine.control.query_migrate())
+        assert shown["status"] == "postcopy-active"
+        assert "error-desc" not in shown
+        source.vm.set_parameters(max_postcopy_bandwidth=0)
+        migration.wait(20)
+        arrival.wait(20)
+        destination.vm.migrate(further).wait(20)
+        assert (destination.vm.run_state, third.vm.run_state) == ("postmigrate", "paused")
+
+
 def test_pause_and_recover_by_the_handles(tmp_path):
     with ready() as (source, destination):
         target, arrival = destination.listen()

@@ -14,7 +14,7 @@ from typing import Literal
 
 from qmig_e2k._core import MigrationError, Outgoing, check_uri
 from qmig_e2k.errors import as_migration_error, migration_error
-from qmig_e2k.migration.blockers import RUNNING
+from qmig_e2k.migration.blockers import POSTCOPY, RUNNING
 from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
 from qmig_e2k.migration.handle import Migration
 from qmig_e2k.migration.machine import Machine
@@ -72,6 +72,12 @@ def resume_switchover(machine: Machine, state: str) -> None:
 def _admit(machine: Machine) -> None:
     if machine.control.outgoing_status in RUNNING:
         raise migration_error("invalid-state", "a migration is in progress already")
+    incoming = machine.control.incoming_status
+    if incoming in POSTCOPY:
+        raise migration_error(
+            "invalid-state",
+            f"memory of this machine is still at its source (incoming: {incoming}); migrate when all has arrived",
+        )
     state = machine.control.run_state
     if state == "inmigrate":
         raise migration_error("invalid-state", "the machine waits for an incoming migration")
