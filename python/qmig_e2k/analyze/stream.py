@@ -73,21 +73,25 @@ def analyze(source: Source | Sequence[Source], *, hashes: bool = True) -> Analys
 
 def _hash(analysis: Analysis, held: int) -> None:
     """Hash every complete block, as far as `held` bytes of files and what is granted beyond them last."""
-    left = held + HASHED_BEYOND
+    left, unhashed = held + HASHED_BEYOND, []
     for index, block in enumerate(analysis.blocks):
         if not block.complete:
             continue
         if block.size > left:
-            analysis.notes.append(
-                f"{block.name} is not hashed: RAM is {size(block.size)} where the files hold {size(held)}, and only "
-                f"{size(HASHED_BEYOND)} more than they hold are hashed"
-            )
+            unhashed.append(block.name)
             continue
         left -= block.size
         try:
             block.sha256 = _hash_of(analysis, index, block.size)
         except MigrationError as error:
             analysis.notes.append(f"RAM cannot be read: {error}")
+    if unhashed:
+        named = ", ".join(unhashed[:BLOCKS_NAMED]) + (" and others" if len(unhashed) > BLOCKS_NAMED else "")
+        named += " is" if len(unhashed) == 1 else " are"
+        analysis.notes.append(
+            f"{named} not hashed: RAM is more than the files hold ({size(held)}) and {size(HASHED_BEYOND)} beyond; "
+            "--extract-ram writes it, and sha256sum hashes that"
+        )
 
 
 def _hash_of(analysis: Analysis, index: int, length: int) -> str:
