@@ -45,7 +45,10 @@ class Emulator(Protocol):
         """Return when no thread of the emulator, device threads included, writes RAM or touches device state."""
 
     def start(self) -> None:
-        """Let the guest run on from the present state."""
+        """Let the guest run on from the present state.
+
+        If this raises, nothing of it has run: a source that sends by postcopy gets its machine back then.
+        """
 
 
 class _NoEmulator:

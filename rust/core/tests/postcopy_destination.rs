@@ -5,6 +5,7 @@ mod scripted;
 
 use std::collections::BTreeSet;
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -632,6 +633,45 @@ fn a_machine_that_is_given_up_lets_its_threads_go() {
     });
     assert_eq!(destination.outcome().unwrap_err().kind, ErrorKind::Cancelled);
     assert!(source.rest().is_empty(), "a source must never hear that a machine did not run that did");
+}
+
+/// RUN was handed out and everything is here, but whoever starts the machine has not come back yet: it may well run.
+#[test]
+fn only_its_driver_gives_a_machine_back_after_run() {
+    type End = fn(&Destination);
+    let ends: [(End, bool); 3] = [
+        (|destination| destination.incoming.abandon(), false),
+        (|destination| destination.incoming.close(), false),
+        (|destination| destination.incoming.finish(1).unwrap(), true),
+    ];
+    for (turn, (end, back)) in ends.into_iter().enumerate() {
+        let destination = Destination::new(anon(&[("ram", 4)]), &[]);
+        let (incoming, (ours, theirs)) = (&destination.incoming, UnixStream::pair().unwrap());
+        incoming.listen(&qmig_core::channel::Uri::parse("fd:test").unwrap(), Some(theirs.into())).unwrap();
+        let mut source = Source::new(ours);
+        source.send(&head(&destination.blocks));
+        source.send(&packaged(&good_package()));
+        source.send(&part(&all_pages(&destination.blocks)));
+        source.send(&finish());
+        incoming.accept().unwrap();
+        destination.control.set_incoming_status(Status::None, Status::Active);
+        assert!(load(incoming, &destination.blocks, Manner::Good).unwrap());
+        for token in [1, 3] {
+            assert_eq!(source.heard(), Some(ReturnMessage::Pong(token)));
+        }
+        thread::scope(|scope| {
+            let said = scope.spawn(|| source.rest());
+            end(&destination);
+            let expected = if back { vec![ReturnMessage::Shut(2)] } else { Vec::new() };
+            assert_eq!(said.join().unwrap(), expected, "end {turn}");
+        });
+        if !back {
+            // It has run meanwhile, which must not be denied either.
+            incoming.abandon();
+            incoming.wait().unwrap_err();
+            incoming.finish(1).unwrap();
+        }
+    }
 }
 
 /// Cuts the connection behind each byte of all that comes before pages do.

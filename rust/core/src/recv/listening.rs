@@ -1,16 +1,17 @@
 //! After LISTEN: the thread that has the main stream from there on, through any number of lost connections, to the end.
 //!
 //! ```text
-//!   LISTEN ──► loading ──RUN──► running ──wait()──► settled ──END, EOF, all pages here──► SHUT 0, completed (late)
-//!                 │                │                   │
-//!                 │ any failure    │ finish(1)         │ any failure, migrate-pause
-//!                 ▼                ▼                   ▼
-//!           SHUT 2: it never ran, unregistered      postcopy-paused ──migrate-recover──► postcopy-recover ──RESUME──► on
+//!   LISTEN ──► loading ──RUN──► running ──wait(), END, EOF, all pages here──► SHUT 0, completed (late)
+//!                 │              │  │
+//!     any failure │    finish(1) │  │ any failure, migrate-pause
+//!                 ▼              ▼  └──► postcopy-paused ──migrate-recover──► postcopy-recover ──RESUME──► on
+//!           SHUT 2: it never ran, unregistered
 //! ```
 //!
 //! Before the machine runs everything can be undone, and whoever is stuck in a missing page goes on, in memory that is worth nothing.
 //! Once it runs nothing is unregistered while a page is missing: a thread that waits for one waits until it comes. From RUN on a lost
-//! connection is a pause, not a failure. Nothing here ever needs Python.
+//! connection is a pause, not a failure, and only whoever starts the machine can know that it did not run: `finish(1)` is that word,
+//! and nothing else gives the machine back then. Nothing here ever needs Python.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -66,9 +67,9 @@ pub struct Connection {
 /// Who may still end what, and what has been.
 #[derive(Debug, Default)]
 struct State {
-    /// RUN was obeyed.
+    /// RUN was obeyed: the machine may run here, whether or not anybody has said so.
     running: bool,
-    /// The machine runs here: nothing is undone from here on.
+    /// Whoever started the machine has said that it runs: nothing is undone from here on.
     settled: bool,
     /// Why the machine does not run here, or is given up.
     ended: Option<Error>,
@@ -166,7 +167,7 @@ impl Listening {
         if !state.running {
             return Err(Error::new(ErrorKind::InvalidState, "waiting for a machine before RUN"));
         }
-        state.settled |= state.ended.is_none();
+        state.settled = true;
         self.changed.notify_all();
         while state.over.is_none() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -176,18 +177,29 @@ impl Listening {
         self.lock().over.clone().unwrap_or(Ok(()))
     }
 
-    /// RUN was obeyed, so the machine may run here.
-    pub fn is_running(&self) -> bool {
-        self.lock().running
+    /// Before RUN: the machine will never run here. Tells the source, and lets go of whoever waits for a page. False, and nothing
+    /// happens, from RUN on.
+    pub fn abort(&self, error: Error) -> bool {
+        let state = self.lock();
+        let before = !state.running;
+        if before {
+            self.give_back(state, error);
+        }
+        before
     }
 
-    /// The machine has not run here and never will: tells the source, and lets go of whoever waits for a page. False, and nothing
-    /// happens, if it runs.
-    pub fn abort(&self, error: Error) -> bool {
-        let mut state = self.lock();
-        if state.settled {
-            return false;
+    /// The word of whoever was to start the machine that it has not run and never will: the same, at any time. False, and nothing
+    /// happens, after [`Self::wait`].
+    pub fn not_started(&self, error: Error) -> bool {
+        let state = self.lock();
+        let possible = !state.settled;
+        if possible {
+            self.give_back(state, error);
         }
+        possible
+    }
+
+    fn give_back(&self, mut state: MutexGuard<'_, State>, error: Error) {
         state.ended.get_or_insert(error);
         let back = if std::mem::replace(&mut state.told, true) { None } else { state.back.clone() };
         drop(state);
@@ -204,10 +216,9 @@ impl Listening {
         }
         drop(state);
         self.links.cut();
-        true
     }
 
-    /// The machine runs, but never will again: whoever waits for a page goes on in memory that is worth nothing.
+    /// The machine may have run, but never will again, and the source hears nothing more: whoever waits for a page goes on in memory that is worth nothing.
     pub fn abandon(&self) {
         self.lock()
             .ended
@@ -308,10 +319,8 @@ impl Listening {
     fn went_blind(&self, error: Error) {
         tracing::error!(%error, "nobody notices who waits for a page");
         *self.blind() = Some(error.clone());
-        if self.is_running() {
+        if !self.abort(error) {
             self.links.cut();
-        } else {
-            self.abort(error);
         }
     }
 
@@ -412,10 +421,10 @@ impl Listening {
         state.ended.is_some()
     }
 
-    /// The machine will not run here: the source is told, if that was not done, and may hang up.
+    /// The machine will not run here, or not any more: a source that may have it back is told, if that was not done, and may hang up.
     fn take_leave(&self, main: &mut Main, connection: &Connection) {
         let mut state = self.lock();
-        let silent = state.settled || std::mem::replace(&mut state.told, true);
+        let silent = state.running || std::mem::replace(&mut state.told, true);
         drop(state);
         if !silent {
             never_ran(&connection.back);

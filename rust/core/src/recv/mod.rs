@@ -208,15 +208,15 @@ impl Incoming {
     }
 
     /// Answer SHUT if there is a return path, wait a moment for the source to hang up, and close. A `status` other than 0 says that the
-    /// machine will not run here: if the source has let go of it in a package already, it is told that it may have it back. Nothing
-    /// happens once `wait` was called.
+    /// machine has not run here and never will, which from RUN on only the caller can know: if the source has let go of it in a package
+    /// already, it is told that it may have it back. Nothing happens once `wait` was called.
     pub fn finish(&self, status: u32) -> Result<()> {
         let answered = match self.listening() {
             Some(listening) if status == 0 && !listening.is_over() => {
                 return Err(Error::new(ErrorKind::InvalidState, "finished before the memory of the machine is complete"));
             }
             Some(listening) => {
-                if !listening.abort(Error::new(ErrorKind::DeviceState, "the machine could not be loaded or started here")) {
+                if !listening.not_started(Error::new(ErrorKind::DeviceState, "the machine could not be loaded or started here")) {
                     return Ok(());
                 }
                 self.cancel.set();
@@ -247,12 +247,10 @@ impl Incoming {
     pub fn close(&self) {
         if let Some(listening) = self.listening()
             && !listening.is_over()
+            && !listening.abort(Error::new(ErrorKind::Cancelled, "cancelled on this side"))
         {
-            if listening.is_running() {
-                self.links.cut();
-                return;
-            }
-            listening.abort(Error::new(ErrorKind::Cancelled, "cancelled on this side"));
+            self.links.cut();
+            return;
         }
         self.cancel.set();
         let mut link = self.link();

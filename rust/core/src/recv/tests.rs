@@ -137,3 +137,17 @@ fn without_its_fault_thread_a_machine_that_does_not_run_is_given_back() {
     rig.listening.join();
     assert!(rig.listening.is_over());
 }
+
+#[test]
+fn from_run_on_only_the_word_of_who_starts_the_machine_gives_it_back() {
+    let error = || Error::new(ErrorKind::Cancelled, "an end");
+    let mut rig = rig();
+    rig.listening.run_machine().unwrap();
+    // What `close` and a fault thread that dies do, however late they notice RUN.
+    assert!(!rig.listening.abort(error()));
+    rig.listening.check().unwrap();
+    assert!(rig.listening.not_started(error()));
+    assert_eq!(rig.heard(), Some(ReturnMessage::Shut(NEVER_RAN)));
+    assert_eq!(rig.heard(), None);
+    rig.listening.join();
+}

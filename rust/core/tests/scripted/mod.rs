@@ -190,7 +190,7 @@ pub fn verify_page(block: &Block, page: usize) {
 }
 
 /// Every element up to the end; true if the machine runs from here on and its memory is still to come.
-fn load(incoming: &Incoming, blocks: &[Arc<Block>], manner: Manner) -> Result<bool> {
+pub fn load(incoming: &Incoming, blocks: &[Arc<Block>], manner: Manner) -> Result<bool> {
     let mut loaded = false;
     loop {
         match incoming.next()? {
