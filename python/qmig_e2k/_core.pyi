@@ -29,8 +29,9 @@ def probe() -> dict[str, tuple[bool, str, str]]:
     """What kernel and permissions allow: name -> (ok, detail, remedy). Names: `userfaultfd`, `missing`, `missing-shmem`, `missing-hugetlb`, `kernel-faults`, `minor`,
     `poison`, `wp-async`, `pagemap-scan`, `memfd`, `hugetlb`, `thp`."""
 
-def check_postcopy(blocks: Sequence[Block]) -> None:
-    """Raises MigrationError (`not-permitted`, with the remedy) if the pages of these blocks cannot come late on this host."""
+def check_postcopy(blocks: Sequence[Block]) -> str | None:
+    """A caution, with its remedy, where only user code may touch pages of these blocks that come late; else None. Raises MigrationError
+    (`not-permitted`, with the remedy) if they cannot come late on this host."""
 
 @final
 class Block:

@@ -9,9 +9,11 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from qmig_e2k._core import check_postcopy
 from qmig_e2k.e2k.devices.pci import is_pci_device
 from qmig_e2k.e2k.machines import FIRMWARE_SIZE, build
 from qmig_e2k.e2k.models import DEFAULT_MODEL
+from qmig_e2k.errors import MigrationError
 from qmig_e2k.savevm import GlobalState, Registry, VirtualClock, VmStateHandler
 from qmig_e2k.vmstate.problems import problems
 
@@ -65,6 +67,8 @@ def notes(machine: Machine, hardware: Hardware, cpus: int, *, resettable: bool) 
     for block in machine.blocks:
         if block.dirty_log == "explicit":
             yield f"RAM block {block.name}: writes are only seen if they are reported by mark_dirty"
+    if machine.settings.capabilities["postcopy-ram"] and (caution := _postcopy(machine)):
+        yield caution
     absent = _left_out(machine, hardware, cpus)
     if absent:
         shown = ", ".join(name if count == 1 else f"{count} x {name}" for name, count in absent.items())
@@ -73,6 +77,14 @@ def notes(machine: Machine, hardware: Hardware, cpus: int, *, resettable: bool) 
         yield f"the emulator has no reset(), so what a stream leaves out of {', '.join(own)} keeps its old value"
     yield from _numbers(machine)
     yield from _devices(machine, stops=False)
+
+
+def _postcopy(machine: Machine) -> str | None:
+    """What postcopy cannot do on this host, if it brought the memory here."""
+    try:
+        return check_postcopy(machine.blocks)
+    except MigrationError as error:
+        return f"it cannot arrive here by postcopy: {error}"
 
 
 def _blocks(machine: Machine, hardware: Hardware) -> Iterator[str]:

@@ -121,6 +121,7 @@ class Machine:
         self.blockers = Blockers(self.control, self.settings, self._unmigratable)
         self._emulator: Emulator = emulator or _NoEmulator()
         self._storage_active = True
+        self._cautioned = False
         self.switchover_released = threading.Event()
         self.arrival: Arrival | None = None
         self.departure: Migration | None = None
@@ -150,14 +151,20 @@ class Machine:
             capabilities, changes = self.settings.capabilities, list(changes)
             wanted = capabilities.checked(changes)
             if "postcopy-ram" in wanted and not capabilities["postcopy-ram"] and self.control.run_state == "inmigrate":
-                check_postcopy(self.blocks)
+                self._caution(check_postcopy(self.blocks))
             capabilities.update(changes)
             self.publish_settings()
 
     def check_postcopy(self) -> None:
         """Raises MigrationError (`not-permitted`, with the remedy) if postcopy is wanted and cannot arrive here."""
         if self.settings.capabilities["postcopy-ram"]:
-            check_postcopy(self.blocks)
+            self._caution(check_postcopy(self.blocks))
+
+    def _caution(self, text: str | None) -> None:
+        """Log, once, what postcopy cannot do on this host."""
+        if text and not self._cautioned:
+            self._cautioned = True
+            log.warning("%s", text)
 
     def set_parameters(self, changes: Mapping[str, object]) -> None:
         """Change parameters, all of `changes` or none; possible at any time. Raises as `Parameters.checked`."""

@@ -24,10 +24,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(probe, module)?)
 }
 
-/// Raise why the pages of these blocks cannot come late on this host.
+/// Raise why the pages of these blocks cannot come late on this host; a caution if they can, but not for everybody.
 #[pyfunction]
 #[allow(clippy::needless_pass_by_value)] // PyO3 hands over owned values
-fn check_postcopy(py: Python<'_>, blocks: Vec<PyRef<'_, PyBlock>>) -> PyResult<()> {
+fn check_postcopy(py: Python<'_>, blocks: Vec<PyRef<'_, PyBlock>>) -> PyResult<Option<String>> {
     let blocks: Vec<_> = blocks.iter().map(|block| block.core()).collect::<PyResult<_>>()?;
     py.detach(|| qmig_core::postcopy::support(&blocks)).map_err(|e| to_py(&e))
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::ram::{AtomicBitmap, Bitmap, Block, Lease, TARGET_PAGE};
 use crate::sys::mmap::{Mapping, Nature};
-use crate::sys::uffd::{Faults, Features, Modes, Placed, Refusal, Uffd};
+use crate::sys::uffd::{Faults, Features, Modes, Placed, REMEDY, Refusal, Uffd};
 use crate::{Error, ErrorKind, Result};
 
 /// Tries how often a page that the kernel cannot place just now is offered again.
@@ -73,7 +73,8 @@ fn bad_address(text: String) -> Error {
 }
 
 /// Can the pages of `blocks` come late on this machine? To be asked before anything is sent or promised; the error has the remedy.
-pub fn support(blocks: &[Arc<Block>]) -> Result<()> {
+/// The answer is a caution, if there is one, with its remedy.
+pub fn support(blocks: &[Arc<Block>]) -> Result<Option<String>> {
     let found = Uffd::features()?;
     for block in blocks {
         let refuse =
@@ -89,7 +90,12 @@ pub fn support(blocks: &[Arc<Block>]) -> Result<()> {
             return refuse("this kernel does not report missing pages of shared memory; use backing anon");
         }
     }
-    Ok(())
+    Ok((Uffd::best()? == Faults::User).then(|| {
+        format!(
+            "where postcopy brings the memory, only user code can wait for a missing page: system calls into guest memory (recv_into, \
+             write) and prefault fail with EFAULT until all has arrived: {REMEDY}"
+        )
+    }))
 }
 
 impl Memory {

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::guest::GuestMem;
+use super::uffd::REMEDY;
 use crate::{Error, ErrorKind, Result};
 
 /// Page size that this crate's arithmetic stands on: the target page, and the smallest page of the host.
@@ -299,15 +300,29 @@ impl Mapping {
         Ok(())
     }
 
-    /// Brings the pages of the range in, ready for reading or for writing.
+    /// Brings the pages of the range in, ready for reading or for writing. `NotPermitted`: they are watched by a userfaultfd that
+    /// sees the faults of user code only.
     pub fn populate(&self, offset: usize, len: usize, write: bool) -> Result<()> {
         let advice = if write { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
         loop {
             match self.advise(offset, len, advice) {
                 Err(Errno::INTR | Errno::AGAIN) => {}
-                other => return other.map_err(|errno| no_memory(&format!("cannot bring in {offset:#x}+{len:#x}"), errno)),
+                other => return other.map_err(|errno| self.not_brought(offset, len, errno)),
             }
         }
+    }
+
+    fn not_brought(&self, offset: usize, len: usize, errno: Errno) -> Error {
+        let what = format!("cannot bring in {offset:#x}+{len:#x}");
+        if errno != Errno::FAULT {
+            return no_memory(&what, errno);
+        }
+        let missing = format!("pages that are still to come by postcopy are out of the kernel's reach here: {REMEDY}");
+        if self.nature == Nature::Private && self.page_size == PAGE {
+            return Error::new(ErrorKind::NotPermitted, format!("{what}: {errno}; {missing}"));
+        }
+        // Where pages come out of a file or a pool, the same error also says that it is full.
+        Error::new(ErrorKind::NoMemory, format!("{what}: {errno}; no room for them; or {missing}"))
     }
 
     fn check_pages(&self, offset: usize, len: usize) -> Result<()> {

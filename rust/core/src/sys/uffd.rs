@@ -203,6 +203,11 @@ impl Uffd {
         Ok(Features::from_bits_retain(bits))
     }
 
+    /// Whose faults a descriptor of this process sees at best: `All` or `User`.
+    pub fn best() -> Result<Faults> {
+        open(Faults::Best).map(|(_, faults)| faults)
+    }
+
     /// Whose faults this one sees: `All` or `User`.
     pub fn faults(&self) -> Faults {
         self.faults
@@ -474,7 +479,8 @@ mod tests {
             assert_eq!(faults[0], Fault { address: address + PAGE, write: true, thread });
         });
         // The kernel's own touch is no fault for this descriptor, but an error.
-        memory.populate(0, PAGE, false).unwrap_err();
+        let error = memory.populate(0, PAGE, false).unwrap_err();
+        assert!(error.kind == ErrorKind::NotPermitted && error.message.contains(REMEDY), "{error}");
     }
 
     #[test]
