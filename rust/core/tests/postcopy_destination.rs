@@ -203,6 +203,19 @@ fn huge_pages() {
     source.say(|stream| stream.command(&Command::Resume));
     assert_eq!(source.heard(), Some(ReturnMessage::ResumeAck));
     complete(&destination, &mut source, &BTreeSet::new());
+
+    // half a page, and silence
+    let destination = destination.again(&[]);
+    destination.incoming.set_deadlines(Deadlines { stall: Duration::from_millis(50), ..Deadlines::default() });
+    let mut source = destination.connect(Manner::Good);
+    source.send(&head(&destination.blocks));
+    source.send(&packaged(&good_package()));
+    destination.wait_started();
+    source.try_send(&part(&half));
+    let why = destination.paused();
+    assert!(why.contains("sent nothing for 50ms while a host page has come in part"), "{why}");
+    destination.incoming.abandon();
+    destination.outcome().unwrap_err();
     drop(destination);
     let _ = std::fs::write(HUGE_PAGES, former.to_string());
 }
@@ -574,6 +587,25 @@ fn a_source_that_says_nothing_in_a_recovery_is_not_waited_for() {
     let why = destination.paused();
     assert!(why.contains("the peer does not send"), "{why}");
     destination.incoming.abandon();
+    destination.outcome().unwrap_err();
+}
+
+#[test]
+fn a_source_that_owes_a_page_and_says_nothing_is_not_waited_for() {
+    let destination = Destination::new(anon(&[("ram", 40)]), &[]);
+    destination.incoming.set_deadlines(Deadlines { stall: Duration::from_millis(50), ..Deadlines::default() });
+    let mut source = destination.connect(Manner::Good);
+    switch(&destination, &mut source);
+    thread::scope(|scope| {
+        let _guard = destination.guard();
+        scope.spawn(|| destination.blocks[0].read(0x9000, &mut [0; 8]));
+        assert_eq!(source.request(PAGE), Some(("ram".to_owned(), 9)));
+        // The connection stays whole: it is the silence that ends it.
+        let why = destination.paused();
+        assert!(why.contains("sent nothing for 50ms while 1 requested pages are outstanding") && why.contains("migrate-recover"), "{why}");
+        assert!(source.rest().is_empty());
+        destination.incoming.abandon();
+    });
     destination.outcome().unwrap_err();
 }
 

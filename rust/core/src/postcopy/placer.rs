@@ -97,6 +97,11 @@ impl Placer {
         }
     }
 
+    /// A host page is here in part.
+    pub fn has_part(&self) -> bool {
+        self.group.is_some_and(|group| ratio(self.requests.memory(), group.block) > 1)
+    }
+
     /// Forgets what was collected and not placed: after a broken link, before the received pages are told.
     pub fn abandon(&mut self) {
         if let Some(group) = self.group.take() {

@@ -23,6 +23,7 @@ use super::late::Late;
 use super::main::{LINGER, Main, Source, drain};
 use super::placing::{Came, Placing};
 use super::second::{Reading, Second};
+use super::silence::Silence;
 use crate::channel::{Cancel, Channel, Listener};
 use crate::control::{Control, Links, Status, Witness};
 use crate::postcopy::{Faults, Requests};
@@ -43,11 +44,18 @@ pub struct Deadlines {
     pub recover: Duration,
     /// For the last requested pages after the end of everything else.
     pub drain: Duration,
+    /// For the next byte, while requested pages are outstanding or a host page has come in part.
+    pub stall: Duration,
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self { load: Duration::from_secs(60), recover: Duration::from_secs(30), drain: Duration::from_secs(30) }
+        Self {
+            load: Duration::from_secs(60),
+            recover: Duration::from_secs(30),
+            drain: Duration::from_secs(30),
+            stall: Duration::from_secs(60),
+        }
     }
 }
 
@@ -96,8 +104,9 @@ pub struct Listening {
     changed: Condvar,
     /// The end of everything but requested pages is here, and those are waited for.
     draining: AtomicBool,
-    /// RUN was obeyed: the source may take its time.
+    /// RUN was obeyed: the source may take its time, as long as it owes nothing.
     patient: Arc<AtomicBool>,
+    silence: Arc<Silence>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -125,6 +134,7 @@ impl Listening {
             changed: Condvar::new(),
             draining: AtomicBool::new(false),
             patient: Arc::default(),
+            silence: Arc::new(Silence::new(Arc::clone(&requests), deadlines.stall)),
             thread: Mutex::default(),
             requests,
         });
@@ -133,6 +143,7 @@ impl Listening {
         if connection.back.is_local() {
             main.input().source().bound(UNREAD);
         }
+        main.input().source().bear(&this.silence);
         main.input().source().hurry(Instant::now() + deadlines.load, &this.patient);
         this.serve(&connection)?;
         this.ask(&connection);
@@ -245,7 +256,7 @@ impl Listening {
 
     /// The listen thread.
     fn run(self: Arc<Self>, mut main: Main, mut connection: Connection) {
-        let mut sink = Placing::background(&self.requests, &self.order);
+        let mut sink = Placing::background(&self.requests, &self.order, &self.silence);
         let end = loop {
             let error = match self.receive(&mut main, &mut sink, &connection).and_then(|()| self.loaded()) {
                 Ok(()) => break Ok(connection),
@@ -476,6 +487,7 @@ impl Listening {
             reader.bound(UNREAD);
         }
         main.replace_source(Source::new(reader));
+        main.input().source().bear(&self.silence);
         main.input().source().set_deadline(Instant::now() + self.deadlines.recover);
         let mut state = self.lock();
         if let Some(error) = &state.ended {
@@ -497,6 +509,7 @@ impl Listening {
             order: Arc::clone(&self.order),
             requests: Arc::clone(&self.requests),
             came: Arc::clone(self) as Arc<dyn Came>,
+            silence: Arc::clone(&self.silence),
         })
     }
 

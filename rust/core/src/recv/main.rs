@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::silence::Silence;
 use crate::channel::ReadHalf;
 use crate::wire::{ByteSource, Decoder};
 use crate::{ErrorKind, Result};
@@ -18,36 +19,49 @@ pub type Main = Decoder<Source>;
 #[derive(Debug)]
 pub struct Source {
     reader: ReadHalf,
+    deadline: Option<Instant>,
     /// Once this is true there is no deadline any more.
     patient: Option<Arc<AtomicBool>>,
+    /// What bounds a read without a deadline.
+    silence: Option<Arc<Silence>>,
 }
 
 impl Source {
     /// Waits for as long as it takes.
     pub fn new(reader: ReadHalf) -> Self {
-        Self { reader, patient: None }
+        Self { reader, deadline: None, patient: None, silence: None }
     }
 
     /// A read that has to wait beyond `deadline` fails as `timeout`.
     pub fn set_deadline(&mut self, deadline: Instant) {
-        self.reader.set_deadline(deadline);
+        self.deadline = Some(deadline);
     }
 
     /// The same, until `patient` becomes true.
     pub fn hurry(&mut self, deadline: Instant, patient: &Arc<AtomicBool>) {
-        self.reader.set_deadline(deadline);
+        self.set_deadline(deadline);
         self.patient = Some(Arc::clone(patient));
     }
 
     /// Waits for as long as it takes, again.
     pub fn clear_deadline(&mut self) {
-        self.reader.clear_deadline();
+        self.deadline = None;
         self.patient = None;
+    }
+
+    /// Where there is no deadline, waits for as long as `silence` allows.
+    pub fn bear(&mut self, silence: &Arc<Silence>) {
+        self.silence = Some(Arc::clone(silence));
     }
 
     /// Bounds what the kernel keeps unread.
     pub fn bound(&self, bytes: usize) {
         self.reader.bound(bytes);
+    }
+
+    /// A wait is over that was only for a look.
+    fn goes_on(&self) -> bool {
+        self.may_be_patient() || self.deadline.map_or(self.silence.is_some(), |deadline| Instant::now() < deadline)
     }
 
     fn may_be_patient(&self) -> bool {
@@ -57,16 +71,27 @@ impl Source {
 
 impl ByteSource for Source {
     fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
-        if self.may_be_patient() {
-            self.clear_deadline();
-        }
-        match self.reader.read(buf) {
-            // It became true while this waited.
-            Err(error) if error.kind == ErrorKind::Timeout && self.may_be_patient() => {
+        let mut owed = None;
+        loop {
+            if self.may_be_patient() {
                 self.clear_deadline();
-                self.reader.read(buf)
             }
-            read => read,
+            let now = Instant::now();
+            if let (None, Some(silence)) = (self.deadline, &self.silence) {
+                silence.check(&mut owed, now)?;
+            }
+            // Patience may come, and pages be asked for, while this waits.
+            let look = self.silence.as_ref().map(|silence| now + silence.step());
+            let until = [self.deadline, look].into_iter().flatten().min();
+            match until {
+                Some(until) => self.reader.set_deadline(until),
+                None => self.reader.clear_deadline(),
+            }
+            match self.reader.read(buf) {
+                // The kernel has timeouts of its own, which are the end of a connection.
+                Err(error) if error.kind == ErrorKind::Timeout && until.is_some_and(|at| Instant::now() >= at) && self.goes_on() => {}
+                read => return read,
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ mod placing;
 mod postcopy;
 mod ram_loader;
 mod second;
+mod silence;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

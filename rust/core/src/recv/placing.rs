@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::silence::Silence;
 use crate::postcopy::{Placer, Requests};
 use crate::wire::{BlockEntry, PageSink};
 use crate::{Error, ErrorKind, Result};
@@ -14,6 +15,8 @@ pub struct Placing {
     order: Arc<[usize]>,
     /// Told whenever everything that came is placed.
     came: Option<Arc<dyn Came>>,
+    /// Told whether a host page is here in part.
+    silence: Option<Arc<Silence>>,
 }
 
 /// Waits for pages to come.
@@ -24,23 +27,31 @@ pub trait Came: Send + Sync + std::fmt::Debug {
 
 impl Placing {
     /// For the background: pages that nobody waits for are placed several at a time.
-    pub fn background(requests: &Arc<Requests>, order: &Arc<[usize]>) -> Self {
-        Self { placer: Placer::batched(Arc::clone(requests)), order: Arc::clone(order), came: None }
+    pub fn background(requests: &Arc<Requests>, order: &Arc<[usize]>, silence: &Arc<Silence>) -> Self {
+        let silence = Some(Arc::clone(silence));
+        Self { placer: Placer::batched(Arc::clone(requests)), order: Arc::clone(order), came: None, silence }
     }
 
     /// For requested pages, which the end of the background waits for.
     pub fn urgent(requests: &Arc<Requests>, order: &Arc<[usize]>, came: Arc<dyn Came>) -> Self {
-        Self { placer: Placer::new(Arc::clone(requests)), order: Arc::clone(order), came: Some(came) }
+        Self { placer: Placer::new(Arc::clone(requests)), order: Arc::clone(order), came: Some(came), silence: None }
     }
 
     /// The link is lost: forget what was not placed.
     pub fn abandon(&mut self) {
         self.placer.abandon();
+        self.note_part();
     }
 
     /// The channel is over: fails if it ended inside a host page.
     pub fn finish(&mut self) -> Result<()> {
         self.placer.finish().map_err(|e| e.within("ram"))
+    }
+
+    fn note_part(&self) {
+        if let Some(silence) = &self.silence {
+            silence.set_part(self.placer.has_part());
+        }
     }
 }
 
@@ -63,6 +74,7 @@ impl PageSink for Placing {
 
     fn before_wait(&mut self) -> Result<()> {
         self.placer.flush()?;
+        self.note_part();
         if let Some(waiting) = &self.came {
             waiting.came();
         }
@@ -70,6 +82,8 @@ impl PageSink for Placing {
     }
 
     fn section_end(&mut self) -> Result<()> {
-        self.placer.flush()
+        self.placer.flush()?;
+        self.note_part();
+        Ok(())
     }
 }

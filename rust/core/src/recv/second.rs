@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::placing::{Came, Placing};
+use super::silence::{Heard, Silence};
 use crate::channel::{Cancel, Listener, ReadHalf};
 use crate::postcopy::Requests;
 use crate::wire::AnnouncedBlocks;
@@ -24,6 +25,8 @@ pub struct Reading {
     pub requests: Arc<Requests>,
     /// Who waits for their coming, and for the end of the channel.
     pub came: Arc<dyn Came>,
+    /// What its bytes break.
+    pub silence: Arc<Silence>,
 }
 
 /// The second channel of one connection.
@@ -125,7 +128,7 @@ impl Shared {
 
     /// Until EOS; anything else is the end of the whole link, for nobody knows what was lost.
     fn read(&self, reader: ReadHalf, reading: &Reading, link: &Cancel) {
-        let mut pages = reading.blocks.channel(reader);
+        let mut pages = reading.blocks.channel(Heard { reader, silence: Arc::clone(&reading.silence) });
         let mut sink = Placing::urgent(&reading.requests, &reading.order, Arc::clone(&reading.came));
         let read = pages.run(&mut sink).and_then(|_| sink.finish());
         drop(sink);
