@@ -48,14 +48,19 @@ pub struct Deadlines {
     pub stall: Duration,
 }
 
+impl Deadlines {
+    /// What holds unless somebody says otherwise. A source waits for the last word longer than `load` and `drain` together.
+    pub const DEFAULT: Self = Self {
+        load: Duration::from_secs(60),
+        recover: Duration::from_secs(30),
+        drain: Duration::from_secs(30),
+        stall: Duration::from_secs(60),
+    };
+}
+
 impl Default for Deadlines {
     fn default() -> Self {
-        Self {
-            load: Duration::from_secs(60),
-            recover: Duration::from_secs(30),
-            drain: Duration::from_secs(30),
-            stall: Duration::from_secs(60),
-        }
+        Self::DEFAULT
     }
 }
 

@@ -74,7 +74,7 @@ impl Outgoing {
             flow.urgent.settle(Some(&RAM_EOS.to_be_bytes()))?;
         }
         let back = self.back.as_ref().ok_or_else(super::postcopy::one_way)?;
-        match back.wait_shut(Instant::now() + self.answer_deadline)? {
+        match back.wait_shut(Instant::now() + self.word_deadline)? {
             Some(0) => Ok(()),
             Some(status) => Err(Error::new(ErrorKind::ReturnPath, format!("the destination reported failure (status {status})"))),
             None => Err(Error::new(ErrorKind::Closed, "the channel ended before the destination's last word (SHUT)")),

@@ -12,13 +12,17 @@ use crate::channel::{self, Address, Channel, Uri, WriteHalf};
 use crate::control::{Control, Phase, Session, Status};
 use crate::ram::dirty::DirtyMode;
 use crate::ram::{Block, RamList};
+use crate::recv::Deadlines;
 use crate::wire::consts::RAM_EOS;
 use crate::wire::{Output, SectionKind};
 use crate::{Error, ErrorKind, Result};
 
-/// How long the destination may take to load what was sent, to say its last word, for each step of a recovery. The machine stands still meanwhile, so it is
+/// How long the destination may take to load what was sent, to end precopy, for each step of a recovery. The machine stands still meanwhile, so it is
 /// bounded; device state is at most a few MiB, so it is generous.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// The same for the last word of postcopy, which comes when devices are loaded and all pages are there: while it may still be that the
+/// machine never ran, the destination must be able to say so.
+const WORD_DEADLINE: Duration = Deadlines::DEFAULT.load.saturating_add(Deadlines::DEFAULT.drain).saturating_add(ANSWER_DEADLINE);
 /// A turn of RAM: how soon parameters, the destination's words, other live handlers and the counters have their turn.
 pub(super) const TURN: Duration = Duration::from_millis(50);
 /// How often the dirty rate is evaluated at most.
@@ -88,6 +92,8 @@ pub struct Outgoing {
     pings: u32,
     /// How long the destination may take for an answer.
     pub(super) answer_deadline: Duration,
+    /// And for the last word of postcopy.
+    pub(super) word_deadline: Duration,
     /// Bytes sent while the machine ran; known once it stopped.
     pub(super) precopy_bytes: Option<u64>,
     rates: Rates,
@@ -127,14 +133,21 @@ impl Outgoing {
             convergence: Convergence::new(0),
             pings: 0,
             answer_deadline: ANSWER_DEADLINE,
+            word_deadline: WORD_DEADLINE,
             precopy_bytes: None,
             rates: Rates { evaluated: Instant::now(), dirtied: 0, pages_sent: 0, bytes_per_ms: 0.0, dirty_bytes: 0 },
         })
     }
 
-    /// How long the destination may take for an answer (to a fence, at the end, at each step of a recovery), instead of half a minute.
+    /// How long the destination may take for an answer (to a fence, at the end of precopy, at each step of a recovery), instead of half
+    /// a minute.
     pub fn set_answer_deadline(&mut self, deadline: Duration) {
         self.answer_deadline = deadline;
+    }
+
+    /// How long it may take for the last word of postcopy, instead of two minutes.
+    pub fn set_word_deadline(&mut self, deadline: Duration) {
+        self.word_deadline = deadline;
     }
 
     /// Open the channel. Blocks for sockets; a cancel of the session ends it.

@@ -105,6 +105,7 @@ impl Source {
         let mut outgoing = outgoing(&control, blocks, setting);
         if let Some(deadline) = setting.patience {
             outgoing.set_answer_deadline(deadline);
+            outgoing.set_word_deadline(deadline);
         }
         let setting = setting.clone();
         let own = Arc::clone(&session);
