@@ -79,24 +79,40 @@ def test_faults_record_and_table(
         found = results[f"fault {name}, preempt"]
         assert (found["reference"], found["reference_name"]) == (bare, "bare loop")
         assert found["ratio"] == found["ours"] / bare
+        assert found["runs"]["requests"] == results["requests, preempt"]["runs"]["ours"]
+        assert found["runs"]["note"] == f"{found['runs']['requests'][0]} requests", "16 MiB cannot have more"
     assert results["all memory, preempt"]["reference"] == 1 / 64 / 0.5
     assert results["local floor p50"]["ratio"] == 1.5
     assert results["record of a fault"]["ratio"] == pytest.approx(0.05)
     printed = capsys.readouterr()
     assert "skipped: p50 at 4 GiB" in printed.err
-    assert "fault p99, preempt" in printed.out
+    (line,) = (line for line in printed.out.splitlines() if line.startswith("fault p99, preempt"))
+    assert line.endswith(" requests")
 
 
-@pytest.mark.parametrize(("measure", "beside"), [(faults.whole, "precopy"), (faults.switch, "limit")])
+def test_too_few_requests_are_marked() -> None:
+    row = {"name": "row", "unit": "us", "ours": 1.0, "reference": None, "ratio": None, "runs": {"ours": [1.0, 1.0]}}
+    seen = [faults.Seen(1.0, requests) for requests in (12_000, 9_999)]
+    few = faults._asked(row, seen, 1 << 30)
+    assert few["runs"] == {
+        "ours": [1, 1],
+        "requests": [12_000, 9_999],
+        "note": "9999 requests, TOO FEW: 10000 are wanted",
+    }
+    assert bench.table([few]).endswith("  9999 requests, TOO FEW: 10000 are wanted")
+    assert faults._asked(row, seen[:1], 1 << 30)["runs"]["note"] == "12000 requests"
+
+
+@pytest.mark.parametrize(("measure", "beside"), [(faults.whole, ["precopy"]), (faults.switch, ["limit"])])
 def test_postcopy_beside_other_things(
-    measure: Callable[..., list[dict[str, Any]]], beside: str, monkeypatch: pytest.MonkeyPatch
+    measure: Callable[..., list[dict[str, Any]]], beside: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host, "warm", lambda gib: None)
     said: list[str] = []
-    [result] = measure(1, 16 << 20, said.append)
-    assert result["ours"] > 0
-    assert result["reference_name"] == beside
-    assert len(said) == 1
+    results = measure(1, 16 << 20, said.append)
+    assert all(result["ours"] > 0 for result in results)
+    assert [result["reference_name"] for result in results] == beside
+    assert len(said) == len(beside)
 
 
 def test_faults_without_its_bare_programs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,5 +88,6 @@ def table(results: list[dict[str, Any]]) -> str:
     for result in results:
         beside = f"{result['reference']:9.3f} {result['reference_name']}" if result["reference"] is not None else ""
         ratio = f"{result['ratio']:6.2f}" if result["ratio"] is not None else ""
-        lines.append(f"{result['name']:50} {result['unit']:>7} {result['ours']:9.3f} {beside:>20} {ratio}".rstrip())
+        line = f"{result['name']:50} {result['unit']:>7} {result['ours']:9.3f} {beside:>20} {ratio:6}"
+        lines.append(f"{line}  {result['runs'].get('note', '')}".rstrip())
     return "\n".join(lines)

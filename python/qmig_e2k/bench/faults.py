@@ -39,6 +39,8 @@ BEFORE = 32 << 20
 """Bytes a second until the switch; QEMU stands still for a tenth of a second where it was much too slow before."""
 TOUCHES = 20_000
 """Of QEMU's memory, at most."""
+ENOUGH, OF = 10_000, 1 << 30
+"""Requests without which a run says little, and bytes of memory from which on there can be so many."""
 FLAT = (256 << 20, 4 << 30)
 
 Phases = dict[str, Any]
@@ -101,8 +103,16 @@ def run(
             say(f"{mode}, run {number}{' (dropped)' if number == 0 else ''}: p50 / p99 us {', '.join(words)}; {means}")
         ours, bare, theirs = (seen[1:] for seen in found.values())
         results += [
-            _result(f"fault p50, {mode}", "us", [s.p50 for s in ours], [s.p50 for s in bare], "bare loop"),
-            _result(f"fault p99, {mode}", "us", [s.p99 for s in ours], [s.p99 for s in bare], "bare loop"),
+            _asked(
+                _result(f"fault p50, {mode}", "us", [s.p50 for s in ours], [s.p50 for s in bare], "bare loop"),
+                ours,
+                size,
+            ),
+            _asked(
+                _result(f"fault p99, {mode}", "us", [s.p99 for s in ours], [s.p99 for s in bare], "bare loop"),
+                ours,
+                size,
+            ),
             _result(f"all memory, {mode}", "GiB/s", [s.rate for s in ours], [s.rate for s in bare], "bare loop"),
             _result(f"requests, {mode}", "", [s.requests for s in ours], [s.requests for s in bare], "bare loop"),
         ]
@@ -280,6 +290,15 @@ def switch(runs: int, size: int, say: Callable[[str], None]) -> Results:
             took.append((stamp(destination.qmp.wait_event("RESUME", DEADLINE_S)) - asked) * 1000)
             say(f"from migrate-start-postcopy to RESUME, a tenth dirty: {took[-1]:.1f} ms")
     return [_result("migrate-start-postcopy to RESUME, a tenth dirty", "ms", took, [30.0] * runs, "limit")]
+
+
+def _asked(result: dict[str, Any], ours: list[Seen], size: int) -> dict[str, Any]:
+    """The row with the requests of its runs, and a word for people where one of them had too few."""
+    requests = [seen.requests for seen in ours]
+    note = f"{min(requests)} requests"
+    if size >= OF and min(requests) < ENOUGH:
+        note += f", TOO FEW: {ENOUGH} are wanted"
+    return {**result, "runs": {**result["runs"], "requests": requests, "note": note}}
 
 
 def _result(name: str, unit: str, ours: list[float], reference: list[float], reference_name: str) -> dict[str, Any]:
