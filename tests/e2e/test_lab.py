@@ -91,6 +91,24 @@ def test_a_picture_without_matplotlib(monkeypatch, capsys):
         plot.points([], None)
 
 
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_file_that_cannot_be_written(capsys, tmp_path, option):
+    """Said before anything starts, or the record would be lost; asking leaves nothing behind."""
+    for out, why in ((tmp_path / "missing" / "x.png", "No such file"), (tmp_path, "Is a directory")):
+        assert cli.main(["lab", "faults", option, str(out)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"qmig-e2k lab faults: {out} cannot be written: {why}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_of_no_format(capsys, tmp_path):
+    assert cli.main(["lab", "faults", "--plot", str(tmp_path / "x.foo")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'foo' is no format of a picture; there are " in line
+    assert " png" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_side_that_cannot_start(capsys):
     """More memory than any host has; the reason is the side's own, in one line."""
     assert cli.main(["lab", "faults", "--ram", "1E"]) == 1
@@ -140,6 +158,11 @@ def grid(tmp_path):
         return path
 
     return grid
+
+
+def test_one_axis_in_two_spellings(grid):
+    with pytest.raises(MigrationError, match="delay-us is there twice"):
+        load(grid("delay-us = 0\ndelay_us = 100\n"))
 
 
 def test_a_grid_and_what_it_finds(grid, tmp_path, capsys):

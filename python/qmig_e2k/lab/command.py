@@ -29,11 +29,13 @@ def faults(conditions: dict[str, Any], *, json_out: Path | None = None, plot_out
 
     Raises:
         MigrationError: `invalid-argument`: the conditions cannot be.
-        OSError: a file cannot be written.
+        OSError: a file cannot be written any more.
     """
     experiment = Experiment(**conditions)
     if plot_out is not None and plot.missing():
         return _came_to_nothing("faults", plot.REMEDY)
+    if why := _cannot_be_written(json_out) or _cannot_be_written(plot_out) or (plot_out and plot.unknown(plot_out)):
+        return _came_to_nothing("faults", why)
     try:
         record = run(experiment, _say)
         print(table(record))
@@ -82,6 +84,20 @@ def table(record: dict[str, Any]) -> str:
     if result["gib_per_second"] is not None:
         line += f"; all memory in {result['postcopy_seconds']:.2f} s ({result['gib_per_second']:.2f} GiB/s)"
     return "\n".join([*lines, line])
+
+
+def _cannot_be_written(out: Path | None) -> str | None:
+    """Why, asked before anything is measured; no file is left behind by asking."""
+    there = out is not None and out.exists()
+    if out is None or (there and not (out.is_file() or out.is_dir())):  # a reader of a pipe would see its end
+        return None
+    try:
+        out.open("ab").close()
+    except OSError as error:
+        return f"{out} cannot be written: {error.strerror}; name a file in a directory that is there and may be written"
+    if not there:
+        out.unlink()
+    return None
 
 
 def _came_to_nothing(experiment: str, why: object) -> int:

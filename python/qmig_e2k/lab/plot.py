@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["REMEDY", "histograms", "missing", "points"]
+__all__ = ["REMEDY", "histograms", "missing", "points", "unknown"]
 
 REMEDY = "plots need matplotlib: pip install 'qmig_e2k[lab]'"
 _BINS_A_DECADE = 20
@@ -25,6 +25,15 @@ def missing() -> bool:
     except ImportError:
         return True
     return False
+
+
+def unknown(out: Path) -> str | None:
+    """Why no picture can have this name: matplotlib, which has to be there, goes by its end."""
+    known = sorted(_figure(1, 1).canvas.get_supported_filetypes())
+    end = out.suffix.removeprefix(".").lower()
+    return (
+        f"{out}: {end!r} is no format of a picture; there are {', '.join(known)}" if end and end not in known else None
+    )
 
 
 def histograms(record: dict[str, Any], out: Path) -> None:

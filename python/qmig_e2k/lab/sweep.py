@@ -48,6 +48,9 @@ def load(path: Path) -> Grid:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise migration_error("invalid-argument", f"{path}: {error}") from error
     wanted = {name.replace("-", "_"): value for name, value in found.items()}
+    if len(wanted) < len(found):
+        twice = next(name for name in found if "-" in name and name.replace("-", "_") in found)
+        raise migration_error("invalid-argument", f"{path}: {twice} is there twice, with '-' and with '_'; keep one")
     known = Experiment.__dataclass_fields__
     for name in wanted:
         if name not in known:
