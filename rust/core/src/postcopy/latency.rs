@@ -16,7 +16,7 @@ use super::histogram::{Histogram, Snapshot};
 const SLOTS: usize = 1024;
 /// Slots that are tried for a page before its record is given up.
 const PROBES: usize = 16;
-/// Threads whose standing still is recorded.
+/// Threads whose standing still is recorded: the first that ever wait. Those beyond are in the phases alone.
 const THREADS: usize = 64;
 
 /// The parts of a fault, in order; together they are `Total`.
@@ -180,7 +180,8 @@ impl Latency {
         }
     }
 
-    /// A thread waits for a page since `now`, or a little before.
+    /// A thread waits for a page since `now`, or a little before. Nobody says which threads are processors, so each that waits for
+    /// a page is taken for one, be it a command that reads memory.
     pub(super) fn blocked(&self, thread: u32, block: usize, page: usize, now: u64) {
         let free = |slot: &&Thread| {
             let id = slot.id.load(Ordering::Relaxed);
