@@ -151,3 +151,14 @@ fn from_run_on_only_the_word_of_who_starts_the_machine_gives_it_back() {
     assert_eq!(rig.heard(), None);
     rig.listening.join();
 }
+
+#[test]
+fn who_gives_up_a_machine_after_run_says_nothing() {
+    let mut rig = rig();
+    rig.listening.run_machine().unwrap();
+    rig.listening.abandon();
+    rig.source.1.end(); // the listen thread notices, with the way back still open
+    assert_eq!(rig.heard(), None);
+    rig.listening.join();
+    assert!(rig.listening.is_over());
+}
