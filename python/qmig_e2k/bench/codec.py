@@ -6,6 +6,8 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+from qmig_e2k.bench.result import row
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -32,19 +34,7 @@ def run(runs: int, program: Path, say: Callable[[str], None] = lambda _: None, m
     for case in found["xbzrle"]:
         name = f"{case['changed']} changed bytes a page"
         for level, rate in zip(found["levels"], case["encode"], strict=True):
-            results.append(_result(f"xbzrle encode, {level}: {name}", rate, case["memcmp"], "memcmp"))
-        results.append(_result(f"xbzrle decode: {name}", case["decode"], case["memcmp"], "memcmp"))
+            results.append(row(f"xbzrle encode, {level}: {name}", "GiB/s", rate, case["memcmp"], "memcmp"))
+        results.append(row(f"xbzrle decode: {name}", "GiB/s", case["decode"], case["memcmp"], "memcmp"))
     zero = found["zero"]
-    return [*results, _result("zero test, not in cache", zero["test"], zero["read"], "reading")]
-
-
-def _result(name: str, ours: float, reference: float, reference_name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "unit": "GiB/s",
-        "ours": ours,
-        "reference": reference,
-        "reference_name": reference_name,
-        "ratio": ours / reference,
-        "runs": {"ours": [], "reference": []},
-    }
+    return [*results, row("zero test, not in cache", "GiB/s", zero["test"], zero["read"], "reading")]

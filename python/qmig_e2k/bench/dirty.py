@@ -6,6 +6,8 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+from qmig_e2k.bench.result import row
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -26,15 +28,6 @@ def run(runs: int, program: Path, say: Callable[[str], None] = lambda _: None) -
         command = [str(program), "--backing", backing, "--runs", str(max(runs, 31))]
         found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
         say(f"{backing}: sync {found['sync_ns'] / 1000:.0f} us, bare call {found['bare_ns'] / 1000:.0f} us")
-        results.append(
-            {
-                "name": f"dirty scan of a clean GiB, {backing}",
-                "unit": "us",
-                "ours": found["sync_ns"] / 1000,
-                "reference": found["bare_ns"] / 1000,
-                "reference_name": "bare PAGEMAP_SCAN",
-                "ratio": found["ratio"],
-                "runs": {"ours": [], "reference": []},
-            }
-        )
+        sync, bare = found["sync_ns"] / 1000, found["bare_ns"] / 1000
+        results.append(row(f"dirty scan of a clean GiB, {backing}", "us", sync, bare, "bare PAGEMAP_SCAN"))
     return results

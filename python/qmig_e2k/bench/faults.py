@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from qmig_e2k.bench import host
 from qmig_e2k.bench.precopy import migrate as precopy
 from qmig_e2k.bench.precopy import running
+from qmig_e2k.bench.result import median_row
 from qmig_e2k.demo import Served
 from qmig_e2k.lab.faults import Experiment
 from qmig_e2k.lab.faults import run as experiment
@@ -104,21 +105,21 @@ def run(
         ours, bare, theirs = (seen[1:] for seen in found.values())
         results += [
             _asked(
-                _result(f"fault p50, {mode}", "us", [s.p50 for s in ours], [s.p50 for s in bare], "bare loop"),
+                median_row(f"fault p50, {mode}", "us", [s.p50 for s in ours], [s.p50 for s in bare], "bare loop"),
                 ours,
                 size,
             ),
             _asked(
-                _result(f"fault p99, {mode}", "us", [s.p99 for s in ours], [s.p99 for s in bare], "bare loop"),
+                median_row(f"fault p99, {mode}", "us", [s.p99 for s in ours], [s.p99 for s in bare], "bare loop"),
                 ours,
                 size,
             ),
-            _result(f"all memory, {mode}", "GiB/s", [s.rate for s in ours], [s.rate for s in bare], "bare loop"),
-            _result(f"requests, {mode}", "", [s.requests for s in ours], [s.requests for s in bare], "bare loop"),
+            median_row(f"all memory, {mode}", "GiB/s", [s.rate for s in ours], [s.rate for s in bare], "bare loop"),
+            median_row(f"requests, {mode}", "", [s.requests for s in ours], [s.requests for s in bare], "bare loop"),
         ]
         if theirs:
             results.append(
-                _result(f"fault mean, {mode}", "us", [s.mean for s in ours], [s.mean for s in theirs], "QEMU")
+                median_row(f"fault mean, {mode}", "us", [s.mean for s in ours], [s.mean for s in theirs], "QEMU")
             )
     results += _floor(programs / "fault_floor", runs, say)
     results += _flat(runs, size, say)
@@ -219,9 +220,9 @@ def _floor(program: Path, runs: int, say: Callable[[str], None]) -> Results:
     say(f"local floor: {json.dumps(found)}")
     ours, bare, record = found["ours"], found["bare"], found["record"]
     return [
-        _result("local floor p50", "us", [ours["p50_ns"] / 1000], [bare["p50_ns"] / 1000], "bare loop"),
-        _result("local floor p99", "us", [ours["p99_ns"] / 1000], [bare["p99_ns"] / 1000], "bare loop"),
-        _result("record of a fault", "us", [record["ns"] / 1000], [ours["p50_ns"] / 1000], "local fault"),
+        median_row("local floor p50", "us", [ours["p50_ns"] / 1000], [bare["p50_ns"] / 1000], "bare loop"),
+        median_row("local floor p99", "us", [ours["p99_ns"] / 1000], [bare["p99_ns"] / 1000], "bare loop"),
+        median_row("record of a fault", "us", [record["ns"] / 1000], [ours["p50_ns"] / 1000], "local fault"),
     ]
 
 
@@ -237,7 +238,7 @@ def _flat(runs: int, size: int, say: Callable[[str], None]) -> Results:
         for ram, into in zip(FLAT, medians, strict=True):
             record = experiment(Experiment(ram, preempt=True))
             into.append(record["phases"]["touch"]["p50_ns"] / 1000)
-    return [_result("fault p50, 4 GiB, no background", "us", medians[1], medians[0], "256 MiB")]
+    return [median_row("fault p50, 4 GiB, no background", "us", medians[1], medians[0], "256 MiB")]
 
 
 def whole(runs: int, size: int, say: Callable[[str], None]) -> Results:
@@ -262,7 +263,7 @@ def whole(runs: int, size: int, say: Callable[[str], None]) -> Results:
                         destination.qmp.execute("migrate-incoming", uri="tcp:127.0.0.1:0")
                         before.append(precopy(source.qmp, destination.qmp))
             say(f"all memory, nothing touched: postcopy {ours[-1]:.2f} s, precopy {before[-1]:.2f} s")
-    return [_result("all memory, nothing touched", "s", ours, before, "precopy")]
+    return [median_row("all memory, nothing touched", "s", ours, before, "precopy")]
 
 
 def switch(runs: int, size: int, say: Callable[[str], None]) -> Results:
@@ -289,7 +290,7 @@ def switch(runs: int, size: int, say: Callable[[str], None]) -> Results:
             source.qmp.execute("migrate-start-postcopy")
             took.append((stamp(destination.qmp.wait_event("RESUME", DEADLINE_S)) - asked) * 1000)
             say(f"from migrate-start-postcopy to RESUME, a tenth dirty: {took[-1]:.1f} ms")
-    return [_result("migrate-start-postcopy to RESUME, a tenth dirty", "ms", took, [30.0] * runs, "limit")]
+    return [median_row("migrate-start-postcopy to RESUME, a tenth dirty", "ms", took, [30.0] * runs, "limit")]
 
 
 def _asked(result: dict[str, Any], ours: list[Seen], size: int) -> dict[str, Any]:
@@ -299,16 +300,3 @@ def _asked(result: dict[str, Any], ours: list[Seen], size: int) -> dict[str, Any
     if size >= OF and min(requests) < ENOUGH:
         note += f", TOO FEW: {ENOUGH} are wanted"
     return {**result, "runs": {**result["runs"], "requests": requests, "note": note}}
-
-
-def _result(name: str, unit: str, ours: list[float], reference: list[float], reference_name: str) -> dict[str, Any]:
-    mine, other = statistics.median(ours), statistics.median(reference)
-    return {
-        "name": name,
-        "unit": unit,
-        "ours": mine,
-        "reference": other,
-        "reference_name": reference_name,
-        "ratio": mine / other if other else None,
-        "runs": {"ours": ours, "reference": reference},
-    }

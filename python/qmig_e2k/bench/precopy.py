@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmig_e2k.bench import host
+from qmig_e2k.bench.result import median_row
 from qmig_e2k.demo import Served
 from qmig_e2k.monitor.client import QmpClient, stamp
 
@@ -278,28 +278,14 @@ def _until(done: Callable[[], bool]) -> None:
 def _rate(name: str, ours: list[Run], reference: list[Run], reference_name: str) -> dict[str, Any]:
     mine = [1 / run.seconds for run in ours]
     other = [1 / run.seconds for run in reference]
-    return _result(f"precopy 1 GiB, {name}", "GiB/s", mine, other, reference_name)
+    return median_row(f"precopy 1 GiB, {name}", "GiB/s", mine, other, reference_name)
 
 
 def _cpu(name: str, ours: list[Run], reference: list[Run]) -> dict[str, Any]:
-    return _result(
+    return median_row(
         f"CPU of both processes, {name}", "s/GiB", [run.cpu for run in ours], [run.cpu for run in reference], "QEMU"
     )
 
 
 def _plain(name: str, unit: str, values: list[float]) -> dict[str, Any]:
-    return _result(name, unit, values, [], "")
-
-
-def _result(name: str, unit: str, ours: list[float], reference: list[float], reference_name: str) -> dict[str, Any]:
-    mine = statistics.median(ours)
-    other = statistics.median(reference) if reference else None
-    return {
-        "name": name,
-        "unit": unit,
-        "ours": mine,
-        "reference": other,
-        "reference_name": reference_name or None,
-        "ratio": mine / other if other else None,
-        "runs": {"ours": ours, "reference": reference},
-    }
+    return median_row(name, unit, values, [], None)
