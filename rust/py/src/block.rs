@@ -68,6 +68,11 @@ pub struct Lent(PyUntypedBuffer);
 impl Lent {
     /// The bytes, by raw copies: other threads may write there.
     pub fn memory(&self) -> GuestMem<'_> {
+        self.view()
+    }
+
+    /// The same for whoever sees to it that the view is gone before this.
+    fn view<'a>(&self) -> GuestMem<'a> {
         let base = NonNull::new(self.0.buf_ptr().cast()).unwrap_or(NonNull::dangling());
         // SAFETY: the exporter keeps the memory mapped while the buffer is held; who writes asks `readonly` first.
         unsafe { GuestMem::new(base, self.0.len_bytes()) }
@@ -80,9 +85,7 @@ impl Lent {
 
     /// The bytes as a page source, which must be gone before this.
     pub fn source(&self) -> BufferSource {
-        let base = NonNull::new(self.0.buf_ptr().cast()).unwrap_or(NonNull::dangling());
-        // SAFETY: the exporter keeps the memory mapped while the buffer is held; a page source only reads, by raw copies.
-        BufferSource::new(unsafe { GuestMem::new(base, self.0.len_bytes()) })
+        BufferSource::new(self.view())
     }
 }
 

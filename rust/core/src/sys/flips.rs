@@ -57,7 +57,6 @@ impl Level {
     ///
     /// # Panics
     /// The pages differ in length, are longer than 65535 bytes, or `found` has fewer than [`room`] entries.
-    #[allow(clippy::inline_always)]
     #[must_use]
     pub fn flips(self, old: &[u8], new: &[u8], found: &mut [u16]) -> usize {
         assert!(old.len() == new.len() && u16::try_from(old.len()).is_ok() && found.len() >= room(old.len()));
