@@ -28,6 +28,7 @@ mod return_path;
 mod stream;
 mod unsent;
 mod urgent;
+mod ways;
 mod zero_scout;
 
 pub use outgoing::{Format, Options, Outgoing, Step};

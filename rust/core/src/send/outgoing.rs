@@ -8,12 +8,12 @@ use super::postcopy::{self, Plan};
 use super::ram_saver::{RamSaver, Turn};
 use super::return_path::ReturnPath;
 use super::stream::Stream;
+use super::ways;
 use crate::channel::{self, Address, Channel, Uri, WriteHalf};
 use crate::control::{Control, Phase, Session, Status};
 use crate::ram::dirty::DirtyMode;
 use crate::ram::{Block, RamList};
 use crate::recv::Deadlines;
-use crate::wire::consts::RAM_EOS;
 use crate::wire::{Output, SectionKind};
 use crate::{Error, ErrorKind, Result};
 
@@ -189,7 +189,7 @@ impl Outgoing {
             self.advise()?;
         }
         let postcopy = self.plan.is_some();
-        let mut saver = RamSaver::new(&self.blocks, self.options.dirty)?;
+        let mut saver = RamSaver::new(&self.blocks, self.options.dirty, ways::wanted(&self.control, &self.blocks)?)?;
         saver.start()?;
         self.session.set_dirty_log(saver.log_name());
         self.session.counters.total.set(saver.total_bytes());
@@ -280,6 +280,7 @@ impl Outgoing {
     pub(super) fn open_last_pass(&mut self) -> Result<Instant> {
         let begun = Instant::now();
         self.parts()?.1.set_bandwidth(0);
+        self.parts()?.0.last_stage();
         let newly = self.parts()?.0.sync()?;
         self.synced(newly);
         self.note(Phase::Sync, begun);
@@ -386,7 +387,7 @@ impl Outgoing {
         self.ram_section(kind, |outgoing| {
             let (saver, stream) = outgoing.parts()?;
             let turn = saver.send_dirty(stream, &session, limited, deadline)?;
-            stream.put(&RAM_EOS.to_be_bytes())?;
+            saver.put_end(stream, kind)?;
             Ok(turn)
         })
     }
@@ -422,7 +423,11 @@ impl Outgoing {
         self.rates.dirty_bytes = self.saver.as_ref().map_or(0, RamSaver::remaining_bytes);
         counters.remaining.set(self.rates.dirty_bytes);
         counters.dirty_sync_count.add(1);
-        self.session.migration_pass(counters.dirty_sync_count.get());
+        let count = counters.dirty_sync_count.get();
+        if let Some(saver) = &mut self.saver {
+            saver.synced(count);
+        }
+        self.session.migration_pass(count);
     }
 
     /// At the end of a bandwidth window: throughput, pages per second, expected downtime.

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::stream::Stream;
+use super::ways::{MainRecords, Page, Way};
 use super::zero_scout::ZeroScout;
 use super::{discard, records};
+use crate::Result;
 use crate::control::{Counters, Session};
 use crate::ram::dirty::{self, DirtyLog, DirtyMode};
 use crate::ram::{Bitmap, Block};
-use crate::wire::Output;
-use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE, RAM_CONTINUE, RAM_EOS, RAM_MEM_SIZE, RAM_PAGE, RAM_ZERO};
-use crate::{Error, ErrorKind, Result};
+use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE, RAM_EOS, RAM_MEM_SIZE};
+use crate::wire::{Output, SectionKind};
 
 /// Zero pages in a row that call a scout: it costs about as much as looking at these.
 const CALL_SCOUT: u32 = 512;
@@ -31,7 +32,6 @@ struct Area {
     untouched: Option<Bitmap>,
     /// What the destination was told to discard; none before a switch.
     discarded: Option<Bitmap>,
-    name: Vec<u8>,
 }
 
 /// The dirty pages of all blocks and the place of the search.
@@ -40,11 +40,10 @@ pub struct RamSaver {
     areas: Vec<Area>,
     next_area: usize,
     next_page: usize,
-    /// Block of the last record written; a record of the same block leaves its name out.
-    last_sent: Option<usize>,
+    records: MainRecords,
+    /// Who is offered each page before it becomes a plain record.
+    ways: Vec<Box<dyn Way>>,
     dirty_pages: u64,
-    duplicate: u64,
-    normal: u64,
     /// Pages of one kind in a row up to here, as far as they needed a look: zero or not, and how many.
     run: (bool, u32),
     /// Ahead in the current area.
@@ -62,21 +61,16 @@ pub enum Turn {
 
 impl RamSaver {
     /// Open a dirty log for each block (in migration order); nothing is armed yet.
-    pub fn new(blocks: &[Arc<Block>], mode: DirtyMode) -> Result<Self> {
+    pub fn new(blocks: &[Arc<Block>], mode: DirtyMode, ways: Vec<Box<dyn Way>>) -> Result<Self> {
         let areas = blocks
             .iter()
             .map(|block| {
-                let mut name = vec![
-                    u8::try_from(block.name().len()).map_err(|_| Error::new(ErrorKind::BadBlock, "a block name has at most 255 bytes"))?,
-                ];
-                name.extend_from_slice(block.name().as_bytes());
                 Ok(Area {
                     block: Arc::clone(block),
                     log: dirty::open(block, mode)?,
                     dirty: Bitmap::new(block.pages()),
                     untouched: None,
                     discarded: None,
-                    name,
                 })
             })
             .collect::<Result<_>>()?;
@@ -84,10 +78,9 @@ impl RamSaver {
             areas,
             next_area: 0,
             next_page: 0,
-            last_sent: None,
+            records: MainRecords::new(blocks)?,
+            ways,
             dirty_pages: 0,
-            duplicate: 0,
-            normal: 0,
             run: (false, 0),
             scout: None,
         })
@@ -115,6 +108,7 @@ impl RamSaver {
             area.block.keep_dirty(std::mem::replace(&mut area.dirty, Bitmap::new(0)));
         }
         self.areas.clear();
+        self.ways.clear();
         self.dirty_pages = 0;
     }
 
@@ -135,7 +129,7 @@ impl RamSaver {
 
     /// Page records written so far.
     pub fn pages_sent(&self) -> u64 {
-        self.duplicate + self.normal
+        self.records.duplicate + self.records.normal
     }
 
     /// Move what the logs have seen into the bitmaps; returns the pages newly dirty.
@@ -186,16 +180,37 @@ impl RamSaver {
     }
 
     /// The payload of the START section: the block list. For postcopy it says the page sizes that are not the ordinary one.
-    pub fn put_block_list(&self, stream: &mut Stream, postcopy: bool) -> Result<()> {
+    pub fn put_block_list(&mut self, stream: &mut Stream, postcopy: bool) -> Result<()> {
         stream.put(&(self.total_bytes() | RAM_MEM_SIZE).to_be_bytes())?;
-        for area in &self.areas {
-            stream.put(&area.name)?;
+        for (at, area) in self.areas.iter().enumerate() {
+            stream.put(self.records.name(at))?;
             stream.put(&area.block.used_length().to_be_bytes())?;
             if postcopy && area.block.page_size() != PAGE_SIZE {
                 stream.put(&area.block.page_size().to_be_bytes())?;
             }
+            for way in &mut self.ways {
+                way.block_entry(stream, at)?;
+            }
+        }
+        self.put_end(stream, SectionKind::Start)
+    }
+
+    /// The end of a RAM section's payload.
+    pub fn put_end(&mut self, stream: &mut Stream, kind: SectionKind) -> Result<()> {
+        for way in &mut self.ways {
+            way.section_end(stream, &mut self.records, kind)?;
         }
         stream.put(&RAM_EOS.to_be_bytes())
+    }
+
+    /// The dirty logs were asked; `count` is `dirty-sync-count`.
+    pub fn synced(&mut self, count: u64) {
+        self.ways.iter_mut().for_each(|way| way.synced(count));
+    }
+
+    /// The machine is stopped.
+    pub fn last_stage(&mut self) {
+        self.ways.iter_mut().for_each(|way| way.last_stage());
     }
 
     /// Send dirty pages from where the last call stopped, until none is left, the rate limit is reached (if `limited`) or `deadline` passes.
@@ -210,7 +225,7 @@ impl RamSaver {
                 self.next_area += 1;
                 if self.next_area == self.areas.len() {
                     self.next_area = 0;
-                    self.end_pass();
+                    self.end_round(stream)?;
                 }
                 continue;
             };
@@ -229,7 +244,7 @@ impl RamSaver {
                 return Ok(Turn::Interrupted);
             }
         }
-        self.end_pass();
+        self.end_round(stream)?;
         self.publish(counters);
         Ok(Turn::Clean)
     }
@@ -239,56 +254,33 @@ impl RamSaver {
         name_pages(self.areas.iter().map(|area| (&area.block, &area.dirty)), most)
     }
 
-    fn send_page(&mut self, stream: &mut Stream, page: usize) -> Result<()> {
+    fn send_page(&mut self, stream: &mut Stream, number: usize) -> Result<()> {
         let at = self.next_area;
-        let offset = page as u64 * PAGE_SIZE;
-        let zero = self.areas[at].untouched.as_ref().is_some_and(|known| known.get(page)) || self.look(page)?;
         let area = &mut self.areas[at];
-        area.dirty.clear(page);
+        area.dirty.clear(number);
         self.dirty_pages -= 1;
-        let again = self.last_sent == Some(at);
-        let word = offset | if zero { RAM_ZERO } else { RAM_PAGE } | if again { RAM_CONTINUE } else { 0 };
-        if again {
-            // The common record in one piece.
-            if zero {
-                let mut record = [0; 9];
-                record[..8].copy_from_slice(&word.to_be_bytes());
-                self.duplicate += 1;
-                return stream.put(&record);
+        let page = Page {
+            area: at,
+            block: &area.block,
+            offset: number as u64 * PAGE_SIZE,
+            untouched: area.untouched.as_ref().is_some_and(|known| known.get(number)),
+            bulk: area.untouched.is_some(),
+        };
+        for way in &mut self.ways {
+            if way.page(stream, &mut self.records, &page)? {
+                return Ok(());
             }
-            stream.put(&word.to_be_bytes())?;
-        } else {
-            stream.put(&word.to_be_bytes())?;
-            stream.put(&area.name)?;
-            self.last_sent = Some(at);
         }
-        if zero {
-            self.duplicate += 1;
-            stream.put(&[0])
+        if page.untouched || look(&mut self.scout, &mut self.run, area, number)? {
+            self.records.zero(stream, &page)
         } else {
-            self.normal += 1;
-            stream.put_page(at, offset, PAGE_BYTES)
+            self.records.plain(stream, &page)
         }
     }
 
-    /// Is the next page zero? By a look, or by a scout's where zeros come in runs.
-    fn look(&mut self, page: usize) -> Result<bool> {
-        let area = &self.areas[self.next_area];
-        let zero = if let Some(scout) = &mut self.scout {
-            scout.is_zero(page, &area.dirty, area.untouched.as_ref())
-        } else {
-            records::is_zero(&area.block, page as u64 * PAGE_SIZE)?
-        };
-        self.run = if self.run.0 == zero { (zero, self.run.1.saturating_add(1)) } else { (zero, 1) };
-        match self.run {
-            // Exactly then: where no scout is to be had, it is not asked for at each page.
-            (true, CALL_SCOUT) if self.scout.is_none() => {
-                self.scout = ZeroScout::start(&area.block, page + 1, &area.dirty, area.untouched.as_ref());
-            }
-            (false, DISMISS_SCOUT) => self.scout = None,
-            _ => {}
-        }
-        Ok(zero)
+    fn end_round(&mut self, stream: &mut Stream) -> Result<()> {
+        self.end_pass();
+        self.ways.iter_mut().try_for_each(|way| way.round_end(stream, &mut self.records))
     }
 
     /// Every page has been sent once: from now on only a look tells what is zero.
@@ -301,8 +293,8 @@ impl RamSaver {
 
     fn publish(&self, counters: &Counters) {
         counters.remaining.set(self.remaining_bytes());
-        counters.duplicate.set(self.duplicate);
-        counters.normal.set(self.normal);
+        counters.duplicate.set(self.records.duplicate);
+        counters.normal.set(self.records.normal);
     }
 }
 
@@ -318,4 +310,20 @@ fn name_pages<'a>(areas: impl Iterator<Item = (&'a Arc<Block>, &'a Bitmap)>, mos
         }
     }
     ranges.join(", ")
+}
+
+/// Is the page zero? By a look, or by a scout's where zeros come in runs.
+fn look(scout: &mut Option<ZeroScout>, run: &mut (bool, u32), area: &Area, page: usize) -> Result<bool> {
+    let zero = match scout {
+        Some(scout) => scout.is_zero(page, &area.dirty, area.untouched.as_ref()),
+        None => records::is_zero(&area.block, page as u64 * PAGE_SIZE)?,
+    };
+    *run = if run.0 == zero { (zero, run.1.saturating_add(1)) } else { (zero, 1) };
+    match *run {
+        // Exactly then: where no scout is to be had, it is not asked for at each page.
+        (true, CALL_SCOUT) if scout.is_none() => *scout = ZeroScout::start(&area.block, page + 1, &area.dirty, area.untouched.as_ref()),
+        (false, DISMISS_SCOUT) => *scout = None,
+        _ => {}
+    }
+    Ok(zero)
 }
