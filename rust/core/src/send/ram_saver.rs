@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::stream::Stream;
 use super::ways::{MainRecords, Page, Way};
-use super::zero_scout::ZeroScout;
+use super::zero_scout::{PIECE, ZeroScout};
 use super::{discard, records};
 use crate::Result;
 use crate::control::{Counters, Session};
@@ -21,6 +21,9 @@ const CALL_SCOUT: u32 = 512;
 
 /// Other pages in a row that send it away.
 const DISMISS_SCOUT: u32 = 64;
+
+/// Pages between two looks at the time.
+const LOOK: usize = 64;
 
 /// One block on its way.
 #[derive(Debug)]
@@ -217,7 +220,7 @@ impl RamSaver {
     /// A turn with a deadline also ends in a hurry.
     pub fn send_dirty(&mut self, stream: &mut Stream, session: &Session, limited: bool, deadline: Option<Instant>) -> Result<Turn> {
         let counters = &session.counters;
-        let mut since_look = 0_u32;
+        let mut since_look = 0;
         while self.dirty_pages > 0 {
             let Some(page) = self.areas[self.next_area].dirty.next_set(self.next_page) else {
                 self.scout = None;
@@ -229,10 +232,13 @@ impl RamSaver {
                 }
                 continue;
             };
-            self.next_page = page + 1;
-            self.send_page(stream, page)?;
-            since_look += 1;
-            if since_look == 64 {
+            let sent = if self.send_zeros(stream, page)? { PIECE } else { 1 };
+            if sent == 1 {
+                self.send_page(stream, page)?;
+            }
+            self.next_page = page + sent;
+            since_look += sent;
+            if since_look >= LOOK {
                 since_look = 0;
                 self.publish(counters);
                 if deadline.is_some_and(|limit| session.hurry().is_set() || Instant::now() >= limit) {
@@ -252,6 +258,31 @@ impl RamSaver {
     /// The dirty pages by name, for an error; at most `most` ranges.
     pub fn name_dirty(&self, most: usize) -> String {
         name_pages(self.areas.iter().map(|area| (&area.block, &area.dirty)), most)
+    }
+
+    /// A piece of zero pages in a row of them goes at once: with nothing but its reading to be done, a page's record counts. False: it is none.
+    fn send_zeros(&mut self, stream: &mut Stream, first: usize) -> Result<bool> {
+        let Some(area) = self.areas.get_mut(self.next_area) else { return Ok(false) };
+        let piece = first / PIECE;
+        if !first.is_multiple_of(PIECE)
+            || area.dirty.words()[piece] != u64::MAX
+            || !self.ways.is_empty()
+            || self.records.names_block(self.next_area)
+        {
+            return Ok(false);
+        }
+        let untouched = area.untouched.as_ref().map_or(0, |known| known.words()[piece]);
+        let seen = match &mut self.scout {
+            Some(scout) if untouched != u64::MAX => scout.zeros(first, &area.dirty, area.untouched.as_ref()),
+            _ => 0,
+        };
+        if seen | untouched != u64::MAX {
+            return Ok(false);
+        }
+        area.dirty.clear_range(first..first + PIECE);
+        self.dirty_pages -= PIECE as u64;
+        self.records.zeros(stream, first as u64 * PAGE_SIZE)?;
+        Ok(true)
     }
 
     fn send_page(&mut self, stream: &mut Stream, number: usize) -> Result<()> {

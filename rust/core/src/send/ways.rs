@@ -6,10 +6,11 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use super::stream::Stream;
+use super::zero_scout::PIECE;
 use crate::control::Control;
 use crate::ram::Block;
 use crate::wire::SectionKind;
-use crate::wire::consts::{PAGE_BYTES, RAM_CONTINUE, RAM_PAGE, RAM_ZERO};
+use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE, RAM_CONTINUE, RAM_PAGE, RAM_ZERO};
 use crate::{Error, ErrorKind, Result};
 
 /// A dirty page that the search has come to; its dirty bit is clear already, so a write from now on marks it again.
@@ -81,6 +82,16 @@ impl MainRecords {
         }
         self.head(stream, page, RAM_ZERO)?;
         stream.put(&[0])
+    }
+
+    /// A row of zero pages from `first` on, in the block of the last record, in one piece.
+    pub fn zeros(&mut self, stream: &mut Stream, first: u64) -> Result<()> {
+        let mut records = [[0; 9]; PIECE];
+        for (record, number) in records.iter_mut().zip(0..) {
+            record[..8].copy_from_slice(&((first + number * PAGE_SIZE) | RAM_ZERO | RAM_CONTINUE).to_be_bytes());
+        }
+        self.duplicate += PIECE as u64;
+        stream.put(records.as_flattened())
     }
 
     /// The page as it is when it is written.

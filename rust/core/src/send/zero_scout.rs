@@ -14,7 +14,7 @@ use crate::ram::{Bitmap, Block};
 use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE};
 
 /// Pages of a piece of work: a word of a bitmap.
-const PIECE: usize = u64::BITS as usize;
+pub(super) const PIECE: usize = u64::BITS as usize;
 
 /// Pieces that may be taken from the one that the sender has come to; bounds what is looked at in vain when the zeros end.
 const AHEAD: usize = 64;
@@ -123,6 +123,11 @@ impl ZeroScout {
 
     /// Is the page zero? To be asked of dirty pages in order, with the bitmaps given to `start`.
     pub fn is_zero(&mut self, page: usize, dirty: &Bitmap, untouched: Option<&Bitmap>) -> bool {
+        self.zeros(page, dirty, untouched) >> (page % PIECE) & 1 != 0
+    }
+
+    /// The same for all pages of the piece that `page` is in, page by page from the lowest bit.
+    pub fn zeros(&mut self, page: usize, dirty: &Bitmap, untouched: Option<&Bitmap>) -> u64 {
         while self.answered <= page / PIECE {
             self.zero = self.answer(self.answered);
             self.pieces.add(self.answered + AHEAD, dirty, untouched);
@@ -131,7 +136,7 @@ impl ZeroScout {
                 self.wake();
             }
         }
-        self.zero >> (page % PIECE) & 1 != 0
+        self.zero
     }
 
     /// The zero pages of a piece. While the scout still has it in hand, the next ones are looked at here.
