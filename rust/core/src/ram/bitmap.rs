@@ -294,6 +294,13 @@ impl AtomicBitmap {
     }
 }
 
+impl From<Bitmap> for AtomicBitmap {
+    fn from(bits: Bitmap) -> Self {
+        let any = AtomicBool::new(bits.words.iter().any(|word| *word != 0));
+        Self { words: bits.words.into_iter().map(AtomicU64::new).collect(), len: bits.len, any }
+    }
+}
+
 #[cfg(test)]
 #[cfg_attr(test, allow(clippy::unwrap_used, clippy::cast_possible_truncation))]
 mod tests {

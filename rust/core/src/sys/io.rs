@@ -4,7 +4,7 @@
 //! without a Rust reference to it ever existing.
 
 use std::ffi::c_int;
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::mem::{align_of, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -66,6 +66,60 @@ impl<'a> IoVec<'a> {
         // SAFETY: same layout (asserted above), same lifetimes; the callers below hand it to the kernel and never dereference it.
         unsafe { std::slice::from_raw_parts(vectors.as_ptr().cast(), vectors.len()) }
     }
+}
+
+/// Bytes that the kernel is to store, in our memory or the guest's.
+#[repr(C)]
+#[derive(Debug)]
+pub struct IoVecMut<'a> {
+    base: *mut u8,
+    len: usize,
+    memory: PhantomData<&'a mut ()>,
+}
+
+// Both are `struct iovec`: std promises it for IoSliceMut.
+const _: () =
+    assert!(size_of::<IoVecMut<'_>>() == size_of::<IoSliceMut<'_>>() && align_of::<IoVecMut<'_>>() == align_of::<IoSliceMut<'_>>());
+
+impl<'a> IoVecMut<'a> {
+    /// Over ordinary memory.
+    pub fn from_slice(bytes: &'a mut [u8]) -> Self {
+        Self { base: bytes.as_mut_ptr(), len: bytes.len(), memory: PhantomData }
+    }
+
+    /// Over guest memory, without a reference to it.
+    pub fn from_guest(range: GuestRange<'a>) -> Self {
+        Self { base: range.as_ptr().cast_mut(), len: range.len(), memory: PhantomData }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No bytes at all.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Drops the first `count` bytes. Panics if it has fewer.
+    pub fn advance(&mut self, count: usize) {
+        assert!(count <= self.len, "{count} bytes of a vector of {}", self.len);
+        self.base = self.base.wrapping_add(count);
+        self.len -= count;
+    }
+
+    fn slices<'s>(vectors: &'s mut [IoVecMut<'a>]) -> &'s mut [IoSliceMut<'a>] {
+        // SAFETY: same layout (asserted above), same lifetimes; the callers below hand it to the kernel and never dereference it.
+        unsafe { std::slice::from_raw_parts_mut(vectors.as_mut_ptr().cast(), vectors.len()) }
+    }
+}
+
+/// Reads what is there into at most [`MAX_IOV`] vectors, one behind the other; returns the bytes stored, 0 at the end.
+///
+/// See <https://man7.org/linux/man-pages/man2/readv.2.html>
+pub fn read(fd: BorrowedFd<'_>, vectors: &mut [IoVecMut<'_>]) -> Result<usize> {
+    rustix::io::readv(fd, IoVecMut::slices(vectors))
 }
 
 /// Sends from at most [`MAX_IOV`] vectors to a connected socket; returns the bytes taken. A gone peer is `EPIPE`, never a signal;
@@ -157,6 +211,27 @@ mod tests {
         let mut got = [0; 64];
         assert_eq!(rustix::io::read(&theirs, &mut got).unwrap(), 16);
         assert_eq!(got[..16], [7; 16]);
+    }
+
+    #[test]
+    fn guest_memory_is_filled_where_it_is() {
+        let (ours, theirs) = pair();
+        let mut ram = vec![7; 64];
+        let base = std::ptr::NonNull::new(ram.as_mut_ptr()).unwrap();
+        // SAFETY: the view ends before the vector is looked at again.
+        let memory = unsafe { crate::sys::guest::GuestMem::new(base, 64) };
+        let mut behind = [0; 4];
+        send(ours.as_fd(), &[IoVec::from_slice(b"abcdefgh")], true).unwrap();
+        let (mut first, mut last) = (IoVecMut::from_guest(memory.range(8, 3)), IoVecMut::from_slice(&mut behind));
+        first.advance(1);
+        last.advance(0);
+        let mut vectors = [first, IoVecMut::from_guest(memory.range(32, 4)), last];
+        assert_eq!(vectors.each_ref().map(IoVecMut::len), [2, 4, 4]);
+        assert!(!vectors[0].is_empty());
+        assert_eq!(read(theirs.as_fd(), &mut vectors).unwrap(), 8);
+        assert_eq!((&ram[7..12], &ram[31..37], &behind), (&b"\x07\x07ab\x07"[..], &b"\x07cdef\x07"[..], b"gh\0\0"));
+        drop(ours);
+        assert_eq!(read(theirs.as_fd(), &mut [IoVecMut::from_slice(&mut behind)]).unwrap(), 0);
     }
 
     #[test]

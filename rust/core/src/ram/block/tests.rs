@@ -183,7 +183,7 @@ fn loading_zeros_makes_nothing_exist() {
     let anon = Block::new("ram", HUGE, &plain(Backing::Anon)).unwrap();
     for block in [anon, Block::new("ram", HUGE, &plain(Backing::Memfd)).unwrap(), on(&shm.0, HUGE).unwrap()] {
         block.write(8 * 4096, &[5; 4096]).unwrap();
-        let mut target = PageTarget::new(Arc::clone(&block)).unwrap();
+        let target = PageTarget::new(Arc::clone(&block)).unwrap();
         for page in 0..512 {
             target.fill(page * 4096, 0).unwrap();
         }
@@ -194,17 +194,23 @@ fn loading_zeros_makes_nothing_exist() {
         target.put(21 * 4096, &[4; 4096]).unwrap();
         target.fill(21 * 4096, 0).unwrap();
         target.fill(22 * 4096, 9).unwrap();
+        // What the kernel is to fill exists, too.
+        let place = target.place(24 * 4096, 2 * 4096).unwrap();
+        assert_eq!((place.as_ptr().addr(), place.len()), (block.address() + 24 * 4096, 8192));
+        block.put_page(24 * 4096, &[6; 8192]).unwrap();
+        target.fill(25 * 4096, 0).unwrap();
         target.settle();
         let mut page = [0; 4096];
-        for (index, value) in [(20, 4), (21, 0), (22, 9)] {
+        for (index, value) in [(20, 4), (21, 0), (22, 9), (24, 6), (25, 0)] {
             target.block().read(index * 4096, &mut page).unwrap();
             assert_eq!(page, [value; 4096]);
         }
-        assert_eq!(untouched(&block), [0..8, 9..20, 23..512]);
+        assert_eq!(untouched(&block), [0..8, 9..20, 23..24, 26..512]);
         for offset in [HUGE, 1 << 40] {
             assert_eq!(target.put(offset, &page).unwrap_err().kind, ErrorKind::InvalidArgument);
             assert_eq!(target.fill(offset, 0).unwrap_err().kind, ErrorKind::InvalidArgument);
             assert_eq!(target.fill(offset, 1).unwrap_err().kind, ErrorKind::InvalidArgument);
+            assert_eq!(target.place(offset, 4096).unwrap_err().kind, ErrorKind::InvalidArgument);
         }
     }
 }
@@ -221,7 +227,7 @@ fn loading_zeros_into_memory_that_does_not_tell_what_exists() {
     // In the file, but not in our page table.
     rustix::io::pwrite(&file, &[2; 4096], 9 * 4096).unwrap();
     assert_eq!(blocks(), 3 * 8);
-    let mut target = PageTarget::new(Arc::clone(&block)).unwrap();
+    let target = PageTarget::new(Arc::clone(&block)).unwrap();
     for page in 0..512 {
         target.fill(page * 4096, 0).unwrap();
     }
@@ -256,7 +262,7 @@ proptest! {
             block.fill(page * 4096, 4096, value).unwrap();
             model[page as usize] = value;
         }
-        let mut target = PageTarget::new(Arc::clone(&block)).unwrap();
+        let target = PageTarget::new(Arc::clone(&block)).unwrap();
         for (page, raw, value) in pages {
             if raw { target.put(page * 4096, &[value; 4096]).unwrap() } else { target.fill(page * 4096, value).unwrap() }
             model[page as usize] = value;
