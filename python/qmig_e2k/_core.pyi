@@ -457,8 +457,10 @@ class Incoming:
         footers: bool = True,
         description: bool = True,
         cpus: int = 0,
+        uuid: bytes = ...,
     ) -> Self:
-        """`cpus`: vCPUs of the machine, for `postcopy-blocktime` (0: the threads that ever waited for a page)."""
+        """`cpus`: vCPUs of the machine, for `postcopy-blocktime` (0: the threads that ever waited for a page). `uuid`: what multifd channels must
+        say, 16 bytes (default zeros)."""
     def listen(self, uri: str, fd: int | None = None) -> str:
         """Bind (sockets) or open (file, fd, exec). Returns the JSON list for `socket-address`. Raises MigrationError at once."""
     def accept(self) -> None:

@@ -54,6 +54,7 @@ def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
                 footers=profile.footers,
                 description=profile.description,
                 cpus=machine.cpus,
+                uuid=bytes(16) if machine.uuid is None else machine.uuid.bytes,
             )
         except BaseException as error:
             control.fail_incoming(str(error))

@@ -60,7 +60,7 @@ pub struct Incoming {
 #[pymethods]
 impl Incoming {
     #[new]
-    #[pyo3(signature = (control, blocks, *, configuration = true, footers = true, description = true, cpus = 0))]
+    #[pyo3(signature = (control, blocks, *, configuration = true, footers = true, description = true, cpus = 0, uuid = [0; 16]))]
     fn new(
         control: &Bound<'_, Control>,
         blocks: Vec<PyRef<'_, Block>>,
@@ -68,11 +68,13 @@ impl Incoming {
         footers: bool,
         description: bool,
         cpus: u32,
+        uuid: [u8; 16],
     ) -> PyResult<Self> {
         let blocks = blocks.iter().map(|block| block.core()).collect::<PyResult<_>>()?;
         let options = DecoderOptions { configuration, footers, description };
         let inner = recv::Incoming::new(control.get().core().clone(), blocks, options).map_err(|e| to_py(&e))?;
         inner.set_cpus(cpus);
+        inner.set_uuid(uuid);
         Ok(Self { inner })
     }
 

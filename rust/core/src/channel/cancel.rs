@@ -113,6 +113,21 @@ impl Cancel {
         }
     }
 
+    /// Waits until one of `fds` is readable, the switch is set, or `timeout` is over.
+    pub(super) fn poll_each<'a>(&self, fds: impl Iterator<Item = BorrowedFd<'a>>, timeout: Option<Duration>) -> rustix::io::Result<Wake> {
+        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        let mut polled: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        polled.push(PollFd::new(&self.0.event, PollFlags::IN));
+        let ready = poll_until(&mut polled, deadline)?;
+        Ok(if self.is_set() {
+            Wake::Cancelled
+        } else if ready {
+            Wake::Ready
+        } else {
+            Wake::Timeout
+        })
+    }
+
     /// The index of the first of `fds` that is readable; none once the switch is set.
     pub(super) fn poll_any(&self, fds: &[OwnedFd]) -> rustix::io::Result<Option<usize>> {
         let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();

@@ -16,7 +16,7 @@ use rustix::net::sockopt;
 use super::cancel::{Registration, Wake};
 use super::exec::Command;
 use super::{Cancel, Uri, reason};
-use crate::sys::io::{self, IoVec};
+use crate::sys::io::{self, IoVec, IoVecMut};
 use crate::wire::ByteSource;
 use crate::{Error, ErrorKind, Result};
 
@@ -86,8 +86,12 @@ impl Link {
     }
 
     fn wait(&self, events: PollFlags, deadline: Option<Instant>) -> Result<()> {
+        self.wait_unless(&self.cancel, events, deadline)
+    }
+
+    fn wait_unless(&self, cancel: &Cancel, events: PollFlags, deadline: Option<Instant>) -> Result<()> {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        match self.cancel.poll(self.fd.as_fd(), events, left) {
+        match cancel.poll(self.fd.as_fd(), events, left) {
             Wake::Cancelled => Err(self.cancelled()),
             // A peer that is always ready does not get more time than a silent one.
             Wake::Ready if left != Some(Duration::ZERO) => Ok(()),
@@ -126,11 +130,17 @@ pub struct ReadHalf {
     command: Option<Command>,
     link: Option<Arc<Link>>,
     deadline: Option<Instant>,
+    alarm: Option<Cancel>,
 }
 
 impl ReadHalf {
     pub(super) fn new(link: Arc<Link>, command: Option<Command>) -> Self {
-        Self { command, link: Some(link), deadline: None }
+        Self { command, link: Some(link), deadline: None, alarm: None }
+    }
+
+    /// From here on `alarm` ends reading from a socket as `cancelled`, too. Writing to it goes on: there may be a last word.
+    pub fn set_alarm(&mut self, alarm: &Cancel) {
+        self.alarm = Some(alarm.clone());
     }
 
     /// From here on a read that has to wait longer fails as `timeout`: for what the peer may, but need not, say.
@@ -162,6 +172,7 @@ impl ReadHalf {
     /// and the peer may lose the last word.
     pub fn drain(&mut self) {
         let mut dropped = [0; 1 << 14];
+        self.alarm = None;
         while self.read(&mut dropped).is_ok_and(|got| got > 0) {}
     }
 
@@ -179,14 +190,26 @@ impl ReadHalf {
     ///
     /// The end of a command's output is an error if the command failed.
     pub fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
+        self.read_by(buf.is_empty(), |fd| rustix::io::read(fd, &mut *buf))
+    }
+
+    /// The same into at most `MAX_IOV` places, one behind the other and not all empty.
+    pub fn read_iov(&mut self, vectors: &mut [IoVecMut<'_>]) -> Result<usize> {
+        self.read_by(false, |fd| io::read(fd, &mut *vectors))
+    }
+
+    fn read_by(&mut self, nothing: bool, mut read: impl FnMut(BorrowedFd<'_>) -> rustix::io::Result<usize>) -> Result<usize> {
         let Some(link) = &self.link else { return Ok(0) };
         loop {
             link.check()?;
-            if self.deadline.is_some() {
-                link.wait(PollFlags::IN, self.deadline)?; // a socket's read would not come back
+            // A socket's read would not come back.
+            if let Some(alarm) = &self.alarm {
+                link.wait_unless(alarm, PollFlags::IN, self.deadline)?;
+            } else if self.deadline.is_some() {
+                link.wait(PollFlags::IN, self.deadline)?;
             }
-            match rustix::io::read(&*link.fd, &mut *buf) {
-                Ok(0) if !buf.is_empty() => break,
+            match read(link.fd.as_fd()) {
+                Ok(0) if !nothing => break,
                 Ok(got) => return Ok(got),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => link.wait(PollFlags::IN, self.deadline)?,

@@ -14,8 +14,8 @@ use serde_json::Value;
 use super::{Address, Cancel, Channel, Direction, Opened, Uri, cancelled, reason, tcp, unix};
 use crate::{ErrorKind, Result};
 
-/// Connections that wait to be accepted.
-pub(super) const BACKLOG: i32 = 16;
+/// Connections that wait to be accepted: a source with all its channels opens them at once.
+pub(super) const BACKLOG: i32 = 260;
 
 /// A bound incoming URI.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ enum Source {
 }
 
 #[derive(Debug)]
-struct Sockets {
+pub(super) struct Sockets {
     fds: Arc<Vec<OwnedFd>>,
     addresses: Vec<Value>,
     surplus: Mutex<Option<Surplus>>,
@@ -97,6 +97,14 @@ impl Listener {
         self.accept_one(cancel, true)
     }
 
+    /// Its sockets, if peers connect to it.
+    pub(super) fn sockets(&self) -> Option<&Sockets> {
+        match &self.source {
+            Source::Sockets(sockets) => Some(sockets),
+            Source::Once(_) => None,
+        }
+    }
+
     fn accept_one(&self, cancel: &Cancel, more: bool) -> Result<Channel> {
         match &self.source {
             Source::Sockets(sockets) => sockets.accept(&self.uri, cancel, more),
@@ -119,14 +127,27 @@ impl Sockets {
             Ok(None) => return Err(cancelled(uri)),
             Err(errno) => return Err(uri.error(ErrorKind::Listen, format!("accepting: {}", reason(errno)))),
         };
-        if matches!(uri.address(), Address::Tcp(_)) {
-            tcp::tune(&fd);
-        }
         if !more {
             *surplus = Some(Surplus::start(uri, &self.fds)?);
         }
         drop(surplus);
-        Opened::socket(fd).channel(uri, cancel, Direction::Incoming)
+        open(uri, fd, cancel)
+    }
+
+    /// The listening ones.
+    pub(super) fn fds(&self) -> &[OwnedFd] {
+        &self.fds
+    }
+
+    /// Nobody turns connections away any more.
+    pub(super) fn keep_further(&self) {
+        *self.surplus() = None;
+    }
+
+    /// From here on further connections are turned away.
+    pub(super) fn turn_away(&self, uri: &Uri) -> Result<()> {
+        *self.surplus() = Some(Surplus::start(uri, &self.fds)?);
+        Ok(())
     }
 
     fn surplus(&self) -> MutexGuard<'_, Option<Surplus>> {
@@ -161,15 +182,30 @@ impl Drop for Surplus {
     }
 }
 
+/// An accepted connection as a channel.
+pub(super) fn open(uri: &Uri, fd: OwnedFd, cancel: &Cancel) -> Result<Channel> {
+    if matches!(uri.address(), Address::Tcp(_)) {
+        tcp::tune(&fd);
+    }
+    Opened::socket(fd).channel(uri, cancel, Direction::Incoming)
+}
+
 /// The next connection; none once the switch is set.
 fn accept(fds: &[OwnedFd], cancel: &Cancel) -> rustix::io::Result<Option<OwnedFd>> {
     while let Some(index) = cancel.poll_any(fds)? {
-        match rustix::net::accept_with(&fds[index], SocketFlags::CLOEXEC) {
-            Ok(fd) => return Ok(Some(fd)),
-            // gone again before we came
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => {}
-            Err(errno) => return Err(errno),
+        if let Some(fd) = accept_now(&fds[index])? {
+            return Ok(Some(fd));
         }
     }
     Ok(None)
+}
+
+/// A connection, if one waits.
+pub(super) fn accept_now(listening: &OwnedFd) -> rustix::io::Result<Option<OwnedFd>> {
+    match rustix::net::accept_with(listening, SocketFlags::CLOEXEC) {
+        Ok(fd) => Ok(Some(fd)),
+        // gone again before we came
+        Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => Ok(None),
+        Err(errno) => Err(errno),
+    }
 }

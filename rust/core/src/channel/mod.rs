@@ -16,6 +16,7 @@ mod cancel;
 mod exec;
 mod fd;
 mod file;
+mod gather;
 mod half;
 mod listen;
 mod rate;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use rustix::event::PollFlags;
 
 pub use cancel::{Cancel, Closer, Registration, Wake};
+pub use gather::{FIRST_BYTES, Look};
 pub use half::{ReadHalf, WriteHalf};
 pub use listen::Listener;
 pub use rate::{Clock, Monotonic, RateLimit, WINDOW};

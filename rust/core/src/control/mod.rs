@@ -32,7 +32,7 @@ pub use self::events::{Event, QUEUE_LIMIT, Subscription, Waker};
 use self::hub::Hub;
 use self::incoming::Incoming;
 pub use self::links::Links;
-pub use self::parameters::Parameters;
+pub use self::parameters::{Compression, Parameters, ZeroPageDetection};
 pub use self::run_state::RunState;
 pub use self::session::{Ownership, Session};
 pub use self::status::Status;

@@ -4,6 +4,28 @@ use serde_json::Value;
 
 use crate::{Error, ErrorKind, Result};
 
+/// How the pages of multifd packets are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// By zlib at this level.
+    Zlib(u32),
+    /// By zstd at this level.
+    Zstd(i32),
+}
+
+/// Who looks for pages that are zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroPageDetection {
+    /// Nobody.
+    None,
+    /// The migration thread.
+    Legacy,
+    /// The senders of multifd, where there are any and the format has it.
+    Multifd,
+}
+
 /// A snapshot of the parameters; a change replaces the snapshot and takes effect at the next look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameters {
@@ -15,17 +37,31 @@ pub struct Parameters {
     pub max_postcopy_bandwidth: u64,
     /// Milliseconds that the machine may stand still.
     pub downtime_limit: u64,
+    /// Channels of multifd, 1 to 255.
+    pub multifd_channels: u8,
+    /// How they carry pages.
+    pub multifd_compression: Compression,
+    /// Who looks for zero pages.
+    pub zero_page_detection: ZeroPageDetection,
 }
 
 impl Default for Parameters {
     fn default() -> Self {
-        Self { max_bandwidth: 128 << 20, avail_switchover_bandwidth: 0, max_postcopy_bandwidth: 0, downtime_limit: 300 }
+        Self {
+            max_bandwidth: 128 << 20,
+            avail_switchover_bandwidth: 0,
+            max_postcopy_bandwidth: 0,
+            downtime_limit: 300,
+            multifd_channels: 2,
+            multifd_compression: Compression::None,
+            zero_page_detection: ZeroPageDetection::Multifd,
+        }
     }
 }
 
 impl Parameters {
     /// From the JSON object of all parameters by QMP name; what is absent has its default, what is not read here is passed over.
-    /// Fails with `invalid-argument` if the text is no object or one of ours is no unsigned integer.
+    /// Fails with `invalid-argument` if the text is no object or one of ours is nothing that it can be.
     pub fn parse(json: &str) -> Result<Self> {
         let bad = |text: String| Error::new(ErrorKind::InvalidArgument, text);
         let object = match serde_json::from_str(json) {
@@ -37,12 +73,37 @@ impl Parameters {
             None => Ok(default),
             Some(value) => value.as_u64().ok_or_else(|| bad(format!("parameter {name} must be an unsigned integer, not {value}"))),
         };
+        let name = |name: &str, default: &'static str| match object.get(name) {
+            None => Ok(default.to_owned()),
+            Some(Value::String(value)) => Ok(value.clone()),
+            Some(value) => Err(bad(format!("parameter {name} must be a name, not {value}"))),
+        };
         let default = Self::default();
+        let channels = read("multifd-channels", default.multifd_channels.into())?;
+        let (zlib, zstd) = (read("multifd-zlib-level", 1)?, read("multifd-zstd-level", 1)?);
+        let multifd_compression = match name("multifd-compression", "none")?.as_str() {
+            "none" => Compression::None,
+            "zlib" => Compression::Zlib(u32::try_from(zlib).map_err(|_| bad(format!("zlib has no level {zlib}")))?),
+            "zstd" => Compression::Zstd(i32::try_from(zstd).map_err(|_| bad(format!("zstd has no level {zstd}")))?),
+            other => return Err(bad(format!("there is no multifd-compression {other:?}"))),
+        };
+        let zero_page_detection = match name("zero-page-detection", "multifd")?.as_str() {
+            "none" => ZeroPageDetection::None,
+            "legacy" => ZeroPageDetection::Legacy,
+            "multifd" => ZeroPageDetection::Multifd,
+            other => return Err(bad(format!("there is no zero-page-detection {other:?}"))),
+        };
         Ok(Self {
             max_bandwidth: read("max-bandwidth", default.max_bandwidth)?,
             avail_switchover_bandwidth: read("avail-switchover-bandwidth", default.avail_switchover_bandwidth)?,
             max_postcopy_bandwidth: read("max-postcopy-bandwidth", default.max_postcopy_bandwidth)?,
             downtime_limit: read("downtime-limit", default.downtime_limit)?,
+            multifd_channels: u8::try_from(channels)
+                .ok()
+                .filter(|channels| *channels > 0)
+                .ok_or_else(|| bad(format!("multifd-channels must be 1 to 255, not {channels}")))?,
+            multifd_compression,
+            zero_page_detection,
         })
     }
 }
@@ -60,8 +121,33 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_number() {
-        for text in ["", "[]", r#"{"max-bandwidth": -1}"#, r#"{"downtime-limit": "20"}"#, r#"{"downtime-limit": 1.5}"#] {
+    fn what_has_a_name() {
+        let got = Parameters::parse(
+            r#"{"multifd-channels": 255, "multifd-compression": "zlib", "multifd-zlib-level": 9, "multifd-zstd-level": 20, "zero-page-detection": "legacy"}"#,
+        );
+        let got = got.unwrap();
+        assert_eq!((got.multifd_channels, got.multifd_compression), (255, Compression::Zlib(9)));
+        assert_eq!(got.zero_page_detection, ZeroPageDetection::Legacy);
+        let got = Parameters::parse(r#"{"multifd-compression": "zstd", "multifd-zstd-level": 20, "zero-page-detection": "none"}"#).unwrap();
+        assert_eq!((got.multifd_compression, got.zero_page_detection), (Compression::Zstd(20), ZeroPageDetection::None));
+    }
+
+    #[test]
+    fn refuses_what_cannot_be() {
+        for text in [
+            "",
+            "[]",
+            r#"{"max-bandwidth": -1}"#,
+            r#"{"downtime-limit": "20"}"#,
+            r#"{"downtime-limit": 1.5}"#,
+            r#"{"multifd-channels": 0}"#,
+            r#"{"multifd-channels": 256}"#,
+            r#"{"multifd-compression": 1}"#,
+            r#"{"multifd-compression": "lz4"}"#,
+            r#"{"multifd-compression": "zlib", "multifd-zlib-level": 5000000000}"#,
+            r#"{"multifd-compression": "zstd", "multifd-zstd-level": 5000000000}"#,
+            r#"{"zero-page-detection": "both"}"#,
+        ] {
             assert_eq!(Parameters::parse(text).unwrap_err().kind, ErrorKind::InvalidArgument, "{text}");
         }
     }

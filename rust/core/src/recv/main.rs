@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::multifd::FanIn;
 use super::silence::Silence;
 use crate::channel::ReadHalf;
 use crate::wire::{ByteSource, Decoder};
@@ -24,12 +25,14 @@ pub struct Source {
     patient: Option<Arc<AtomicBool>>,
     /// What bounds a read without a deadline.
     silence: Option<Arc<Silence>>,
+    /// The channels beside it: if one breaks, there is nothing more to wait for.
+    beside: Option<Arc<FanIn>>,
 }
 
 impl Source {
     /// Waits for as long as it takes.
     pub fn new(reader: ReadHalf) -> Self {
-        Self { reader, deadline: None, patient: None, silence: None }
+        Self { reader, deadline: None, patient: None, silence: None, beside: None }
     }
 
     /// A read that has to wait beyond `deadline` fails as `timeout`.
@@ -52,6 +55,12 @@ impl Source {
     /// Where there is no deadline, waits for as long as `silence` allows.
     pub fn bear(&mut self, silence: &Arc<Silence>) {
         self.silence = Some(Arc::clone(silence));
+    }
+
+    /// A read fails with what breaks one of `channels`.
+    pub fn stand_by(&mut self, channels: &Arc<FanIn>) {
+        self.reader.set_alarm(channels.broken());
+        self.beside = Some(Arc::clone(channels));
     }
 
     /// Bounds what the kernel keeps unread.
@@ -90,6 +99,9 @@ impl ByteSource for Source {
             match self.reader.read(buf) {
                 // The kernel has timeouts of its own, which are the end of a connection.
                 Err(error) if error.kind == ErrorKind::Timeout && until.is_some_and(|at| Instant::now() >= at) && self.goes_on() => {}
+                Err(error) if error.kind == ErrorKind::Cancelled => {
+                    return Err(self.beside.as_ref().and_then(|channels| channels.failure()).unwrap_or(error));
+                }
                 read => return read,
             }
         }

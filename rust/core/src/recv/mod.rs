@@ -9,6 +9,8 @@ mod back;
 mod late;
 mod listening;
 mod main;
+mod multifd;
+mod places;
 mod placing;
 mod postcopy;
 mod ram_loader;
@@ -21,11 +23,12 @@ mod tests;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::channel::{Cancel, Listener, Uri};
-use crate::control::{Control, Links};
+use crate::channel::{Address, Cancel, Listener, Uri};
+use crate::control::{Compression, Control, Links};
 use crate::ram::{Block, RamList};
 use crate::wire::limits::PACKAGE_MAX;
-use crate::wire::{Command, Decoder, DecoderOptions, Event, Input, NoSource, NullSink, PayloadSource, ReturnMessage, SectionKind};
+use crate::wire::multifd::Method;
+use crate::wire::{Accept, Command, Decoder, DecoderOptions, Event, Input, NoSource, NullSink, PayloadSource, ReturnMessage, SectionKind};
 use crate::{Error, ErrorKind, Result};
 
 use back::{Back, PATIENCE, no_way_back};
@@ -33,6 +36,7 @@ pub use listening::Deadlines;
 
 use listening::{Connection, Listening, NEVER_RAN};
 use main::{Main, Source, drain};
+use multifd::{FanIn, Terms};
 use postcopy::{Postcopy, Progress};
 use ram_loader::RamLoader;
 use second::Second;
@@ -45,6 +49,9 @@ const SETUP_PING: u32 = 1;
 
 /// The capability for a channel of requested pages.
 const PREEMPT: &str = "postcopy-preempt";
+
+/// The capability for pages on several channels.
+const MULTIFD: &str = "multifd";
 
 /// The destination of one migration.
 #[derive(Debug)]
@@ -73,6 +80,10 @@ struct Link {
     listener: Option<Arc<Listener>>,
     back: Option<Arc<Back>>,
     second: Option<Second>,
+    /// The channels that bring pages beside the main one.
+    beside: Option<Arc<FanIn>>,
+    /// UUID of this machine; zeros if it has none.
+    uuid: [u8; 16],
     return_path: bool,
     /// The PING to answer when the caller comes back.
     fence: Option<u32>,
@@ -106,13 +117,23 @@ impl Incoming {
         lock(&self.postcopy).cpus = cpus;
     }
 
-    /// How long the source may take from LISTEN on, before it is asked for anything.
+    /// The UUID of this machine, which the source's multifd channels must have; none: zeros.
+    pub fn set_uuid(&self, uuid: [u8; 16]) {
+        self.link().uuid = uuid;
+    }
+
+    /// How long the source may take for what it owes.
     pub fn set_deadlines(&self, deadlines: Deadlines) {
         lock(&self.postcopy).deadlines = deadlines;
     }
 
     /// Bind or open; the addresses in the form of `socket-address`.
     pub fn listen(&self, uri: &Uri, fd: Option<std::os::fd::OwnedFd>) -> Result<serde_json::Value> {
+        let sockets = matches!(uri.address(), Address::Tcp(_) | Address::Unix(_));
+        if self.control.capability(MULTIFD) && !sockets && !self.control.capability("mapped-ram") {
+            let text = format!("{uri}: multifd needs further connections; use tcp: or unix:, or switch it off");
+            return Err(Error::new(ErrorKind::InvalidArgument, text));
+        }
         let listener = Listener::bind(uri, fd)?;
         let addresses = listener.addresses();
         self.link().listener = Some(Arc::new(listener));
@@ -128,18 +149,45 @@ impl Incoming {
         }
         let switch = self.links.switch()?;
         let preempt = self.control.capability(PREEMPT) && listener.is_socket();
-        let channel = if preempt { listener.accept_first(&switch) } else { listener.accept(&switch) }?;
+        let (channel, beside) = if self.control.capability(MULTIFD) && listener.is_socket() {
+            let terms = self.terms();
+            let (beside, main) = FanIn::gather(&listener, &switch, &terms, || self.control.incoming_connected(&self.cancel))?;
+            (main, Some(beside))
+        } else {
+            (if preempt { listener.accept_first(&switch) } else { listener.accept(&switch) }?, None)
+        };
         self.control.incoming_connected(&self.cancel);
         let (reader, writer) = channel.split();
-        let reader = reader.ok_or_else(|| Error::new(ErrorKind::BadUri, "this channel cannot be read from"))?;
-        let input = Input::with_capacity(Source::new(reader), BUFFER);
-        lock(&self.feed).main = Some(Decoder::new(input, self.options));
+        let mut source = Source::new(reader.ok_or_else(|| Error::new(ErrorKind::BadUri, "this channel cannot be read from"))?);
+        let mut accept = Accept::empty();
+        if let Some(beside) = &beside {
+            accept |= Accept::MULTIFD;
+            source.stand_by(beside);
+            lock(&self.loader).stand_by(Arc::clone(beside));
+        }
+        lock(&self.feed).main = Some(Decoder::new(Input::with_capacity(source, BUFFER), self.options).accepting(accept));
         let mut link = self.link();
+        link.beside = beside;
         link.second = if preempt { Some(Second::expect(Arc::clone(&listener), &switch)?) } else { None };
         // The listener stays: it turns surplus connections away, and keeps the address.
         link.listener = Some(listener);
         link.back = writer.map(|writer| Arc::new(Back::new(writer, switch)));
         Ok(())
+    }
+
+    fn terms(&self) -> Terms {
+        let (parameters, deadlines) = (self.control.parameters(), lock(&self.postcopy).deadlines);
+        Terms {
+            channels: parameters.multifd_channels,
+            method: match parameters.multifd_compression {
+                Compression::None => Method::None,
+                Compression::Zlib(_) => Method::Zlib,
+                Compression::Zstd(_) => Method::Zstd,
+            },
+            uuid: self.link().uuid,
+            connect: deadlines.connect,
+            stall: deadlines.stall,
+        }
     }
 
     /// Read up to the next thing that the caller must do: `Configuration`, `Section`, a fence, the command RUN, or `Finished`.
@@ -164,8 +212,9 @@ impl Incoming {
             }
             match feed.next(&mut loader)? {
                 Event::RamSection { header, .. } => {
-                    loader.settle();
-                    self.link().precopy_ends |= header.kind == SectionKind::End;
+                    let last = header.kind == SectionKind::End;
+                    loader.settle(last)?;
+                    self.link().precopy_ends |= last;
                 }
                 Event::End { offset } => {
                     loader.check_complete().map_err(|e| e.at(offset))?;
@@ -255,11 +304,14 @@ impl Incoming {
         }
         self.cancel.set();
         let mut link = self.link();
-        let (second, listener) = (link.second.take(), link.listener.take());
+        let (second, beside, listener) = (link.second.take(), link.beside.take(), link.listener.take());
         link.back = None;
         drop(link);
         if let Some(second) = second {
             second.join();
+        }
+        if let Some(beside) = beside {
+            beside.close();
         }
         drop(listener);
         // Who reads just now finds the channel cut.

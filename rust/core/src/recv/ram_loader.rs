@@ -4,8 +4,11 @@
 
 use std::sync::Arc;
 
+use super::multifd::FanIn;
+use super::places::Places;
 use crate::postcopy::Memory;
-use crate::ram::{Block, PageTarget, RamList, TARGET_PAGE};
+use crate::ram::{Block, RamList, TARGET_PAGE};
+use crate::sys::guest::settle;
 use crate::wire::{BlockEntry, ByteSource, Decoder, Event, PageSink};
 use crate::{Error, ErrorKind, Result};
 
@@ -13,22 +16,36 @@ use crate::{Error, ErrorKind, Result};
 #[derive(Debug)]
 pub struct RamLoader {
     list: RamList,
-    places: Vec<PageTarget>,
+    places: Arc<Places>,
     /// For each announced block its place in the list.
     order: Vec<usize>,
     /// After ADVISE: what notes the pages.
     memory: Option<Arc<Memory>>,
+    /// Other channels that bring pages, too.
+    beside: Option<Arc<FanIn>>,
 }
 
 impl RamLoader {
     /// A loader for the registered blocks.
     pub fn new(list: RamList) -> Self {
-        Self { list, places: Vec::new(), order: Vec::new(), memory: None }
+        Self { list, places: Arc::default(), order: Vec::new(), memory: None, beside: None }
     }
 
     /// The blocks of this machine.
     pub fn list(&self) -> &RamList {
         &self.list
+    }
+
+    /// Pages also come on these channels.
+    pub fn stand_by(&mut self, channels: Arc<FanIn>) {
+        self.beside = Some(channels);
+    }
+
+    /// The other channels may go on over what this one has stored.
+    fn meet(&self, at: impl FnOnce(&FanIn) -> Result<()>) -> Result<()> {
+        let Some(channels) = &self.beside else { return Ok(()) };
+        settle();
+        at(channels)
     }
 
     /// From now on note what comes in `memory`, which has the blocks of the list in its order.
@@ -38,7 +55,7 @@ impl RamLoader {
 
     /// Pages are placed by others from now on: says which block of the list each announced one is.
     pub fn hand_over(&mut self) -> Vec<usize> {
-        self.places = Vec::new();
+        self.places = Arc::default();
         self.order.clone()
     }
 
@@ -50,9 +67,10 @@ impl RamLoader {
         }
     }
 
-    /// A RAM section is complete: its pages are there for every thread that hears of it.
-    pub fn settle(&self) {
-        self.places.iter().for_each(PageTarget::settle);
+    /// A RAM section is complete: its pages are there for every thread that hears of it. After the `last` one no page comes any more.
+    pub fn settle(&self, last: bool) -> Result<()> {
+        settle();
+        self.beside.as_ref().filter(|_| last).map_or(Ok(()), |channels| channels.ram_ended())
     }
 
     /// Refuses a stream that says it is complete and never announced this machine's RAM.
@@ -81,7 +99,7 @@ fn fit(block: &Block, length: u64) -> Result<()> {
 
 impl PageSink for RamLoader {
     fn blocks(&mut self, list: &[BlockEntry]) -> Result<()> {
-        let mut places = Vec::with_capacity(list.len());
+        let mut blocks = Vec::with_capacity(list.len());
         let mut order = Vec::with_capacity(list.len());
         for entry in list {
             let name = String::from_utf8_lossy(&entry.name).into_owned();
@@ -101,16 +119,19 @@ impl PageSink for RamLoader {
                 fit(&block, entry.used_length).map_err(|e| e.at(entry.offset).within(&name))?;
             }
             order.push(found);
-            places.push(PageTarget::new(block)?);
+            blocks.push(block);
         }
-        if let Some(missing) = self.list.iter().find(|block| !places.iter().any(|place| Arc::ptr_eq(place.block(), block))) {
+        if let Some(missing) = self.list.iter().find(|block| !blocks.iter().any(|listed| Arc::ptr_eq(listed, block))) {
             return Err(Error::new(
                 ErrorKind::UnknownBlock,
                 format!("the stream lacks RAM block {:?}, which this machine has", missing.name()),
             ));
         }
-        self.places = places;
+        self.places = Arc::new(Places::new(blocks)?);
         self.order = order;
+        if let Some(channels) = &self.beside {
+            channels.announce(&self.places);
+        }
         Ok(())
     }
 
@@ -120,6 +141,14 @@ impl PageSink for RamLoader {
 
     fn page(&mut self, block: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         self.places[block].put(offset, bytes)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.meet(FanIn::flush)
+    }
+
+    fn section_end(&mut self) -> Result<()> {
+        self.meet(FanIn::section_end)
     }
 }
 

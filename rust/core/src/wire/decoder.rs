@@ -10,8 +10,8 @@ use bitflags::bitflags;
 use super::command::Command;
 use super::configuration::Configuration;
 use super::consts::{
-    COMMAND, CONFIGURATION, DESCRIPTION, EOF, FILE_MAGIC, FILE_VERSION, FILE_VERSION_OBSOLETE, FOOTER, RAM_IDSTR, RAM_VERSION, SECTION_END,
-    SECTION_FULL, SECTION_PART, SECTION_START, SUBSECTION,
+    COMMAND, CONFIGURATION, DESCRIPTION, EOF, FILE_MAGIC, FILE_VERSION, FILE_VERSION_OBSOLETE, FOOTER, MULTIFD_MAGIC, RAM_IDSTR,
+    RAM_VERSION, SECTION_END, SECTION_FULL, SECTION_PART, SECTION_START, SUBSECTION,
 };
 use super::input::{ByteSource, Input, NoSource, PayloadSource};
 use super::limits::{DESCRIPTION_KEPT, SECTIONS_MAX};
@@ -344,6 +344,10 @@ impl<S: ByteSource> Decoder<S> {
     fn file_header(&mut self) -> Result<()> {
         let at = self.input.offset();
         let magic = self.input.be32()?;
+        if magic == MULTIFD_MAGIC {
+            let text = "begins like a multifd channel; switch the capability multifd on here, too, or off at the source";
+            return Err(Error::new(ErrorKind::BadMagic, text).at(at));
+        }
         if magic != FILE_MAGIC {
             let text = format!("begins with {magic:#010x}, not {FILE_MAGIC:#010x} (QEVM): this is no migration stream");
             return Err(Error::new(ErrorKind::BadMagic, text).at(at));

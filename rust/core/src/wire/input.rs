@@ -275,6 +275,24 @@ impl<S: ByteSource> Input<S> {
         }
     }
 
+    /// The next `n` bytes go past the buffer, which must be empty: `read` takes them from the source to wherever they belong. It is told
+    /// how many it has taken, and may put what comes behind all of them into its slice, of `behind` bytes.
+    pub fn pass(&mut self, n: usize, behind: usize, mut read: impl FnMut(&mut S, usize, &mut [u8]) -> Result<usize>) -> Result<()> {
+        assert!(self.buffered() == 0, "{} bytes stand in the buffer", self.buffered());
+        let start = self.offset();
+        let mut done = 0;
+        while done < n {
+            let got = if self.ended { 0 } else { read(&mut self.source, done, &mut self.buffer[..behind])? };
+            self.ended |= got == 0;
+            if got == 0 {
+                return Err(truncated(start, (n - done) as u64));
+            }
+            done += got;
+        }
+        (self.base, self.at, self.end) = (start + n as u64, 0, done - n);
+        Ok(())
+    }
+
     /// Make `need` bytes available.
     #[cold]
     fn fill(&mut self, need: usize) -> Result<()> {

@@ -10,6 +10,12 @@ use crate::{Error, ErrorKind, Result};
 
 /// Length of the block's name, padded.
 const NAME_BYTES: usize = 256;
+/// Length of the first data of a channel.
+pub const HELLO_BYTES: usize = 64;
+/// Length of a header of pages, however many there are.
+pub const HEADER_BYTES: usize = OFFSETS_AT + 8 * MULTIFD_PAGES as usize;
+const NAME_AT: usize = 64;
+const OFFSETS_AT: usize = NAME_AT + NAME_BYTES;
 
 /// How the pages of a packet are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +30,19 @@ pub enum Method {
     Qpl,
     /// Each page raw or a zlib stream of its own, their lengths first.
     Uadk,
+}
+
+impl Method {
+    /// Its name as a value of the parameter `multifd-compression`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Zlib => "zlib",
+            Self::Zstd => "zstd",
+            Self::Qpl => "qpl",
+            Self::Uadk => "uadk",
+        }
+    }
 }
 
 /// First data of a channel.
@@ -154,15 +173,30 @@ impl Pages {
         Ok(Self { sync: flags & MULTIFD_SYNC != 0, method, block, normal, zero, size, offsets_at })
     }
 
-    /// All offsets are those of whole pages of a block of `used_length` bytes.
+    /// Pages of either kind.
+    pub fn is_empty(&self) -> bool {
+        self.normal.is_empty() && self.zero.is_empty()
+    }
+
+    /// All offsets are those of whole pages of a block of `used_length` bytes, each once.
     pub fn check(&self, used_length: u64) -> Result<()> {
+        let all = || self.normal.iter().chain(&self.zero).copied().zip(0_u64..);
+        let refuse = |text: String, index: u64| Err(Error::new(ErrorKind::BadAddress, text).at(self.offsets_at + 8 * index));
         let inside = |offset: u64| offset.is_multiple_of(PAGE_SIZE) && offset < used_length;
-        match self.normal.iter().chain(&self.zero).zip(0u64..).find(|(offset, _)| !inside(**offset)) {
+        if let Some((offset, index)) = all().find(|(offset, _)| !inside(*offset)) {
+            return refuse(format!("page at {offset:#x} of a block of {used_length:#x} bytes"), index);
+        }
+        // Whoever searches memory from its begin sends them so; any other order is looked through.
+        if self.normal.is_sorted_by(|a, b| a < b) && self.zero.is_empty() {
+            return Ok(());
+        }
+        let mut sorted = [(0, 0); MULTIFD_PAGES as usize];
+        let sorted = &mut sorted[..self.normal.len() + self.zero.len()];
+        sorted.iter_mut().zip(all()).for_each(|(place, page)| *place = page);
+        sorted.sort_unstable();
+        match sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             None => Ok(()),
-            Some((offset, index)) => {
-                let text = format!("page at {offset:#x} of a block of {used_length:#x} bytes");
-                Err(Error::new(ErrorKind::BadAddress, text).at(self.offsets_at + 8 * index))
-            }
+            Some(pair) => refuse(format!("page at {:#x} twice in one packet", pair[0].0), pair[1].1),
         }
     }
 }

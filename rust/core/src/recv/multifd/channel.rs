@@ -1,0 +1,195 @@
+//! One multifd channel: its packets, from the socket straight into guest memory where they hold pages as they are.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Shared, path};
+use crate::channel::{ReadHalf, Registration};
+use crate::page::{Inflate, Unzstd};
+use crate::ram::PageTarget;
+use crate::sys::guest::settle;
+use crate::sys::io::IoVecMut;
+use crate::wire::consts::PAGE_BYTES;
+use crate::wire::multifd::{HEADER_BYTES, Hello, Method, Packet, Pages};
+use crate::wire::{ByteSource, Input};
+use crate::{Error, ErrorKind, Result};
+
+/// The thread of one channel.
+#[derive(Debug)]
+pub struct Receiver {
+    shared: Arc<Shared>,
+    index: usize,
+    /// Reads little ahead: page bytes that stand in its buffer have to be copied.
+    input: Input<Heard>,
+    codec: Codec,
+    /// Compressed bytes of a packet, and what comes out of them.
+    data: Vec<u8>,
+    out: Vec<u8>,
+    _with_cut: Registration,
+}
+
+/// The endless stream of a channel, begun by its first packet with data.
+#[derive(Debug)]
+enum Codec {
+    None,
+    Zlib(Box<Inflate>),
+    Zstd(Unzstd),
+}
+
+impl Codec {
+    fn begin(method: Method) -> Result<Self> {
+        Ok(match method {
+            Method::Zlib => Self::Zlib(Box::default()),
+            Method::Zstd => Self::Zstd(Unzstd::new()?),
+            Method::None | Method::Qpl | Method::Uadk => Self::None,
+        })
+    }
+}
+
+/// The bytes of a channel, counted: whoever waits for it sees that it moves.
+#[derive(Debug)]
+struct Heard {
+    reader: ReadHalf,
+    shared: Arc<Shared>,
+    index: usize,
+}
+
+impl Heard {
+    fn note(&self, got: usize) -> usize {
+        self.shared.heard[self.index].fetch_add(got as u64, Ordering::Relaxed);
+        got
+    }
+
+    fn read_iov(&mut self, vectors: &mut [IoVecMut<'_>]) -> Result<usize> {
+        let got = self.reader.read_iov(vectors)?;
+        Ok(self.note(got))
+    }
+}
+
+impl ByteSource for Heard {
+    fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
+        let got = self.reader.read(buf)?;
+        Ok(self.note(got))
+    }
+}
+
+impl Receiver {
+    /// For channel `index`, which nothing was read from yet.
+    pub fn new(shared: Arc<Shared>, index: usize, reader: ReadHalf) -> Self {
+        let with_cut = shared.cut.register(Box::new(reader.cutter()));
+        let source = Heard { reader, shared: Arc::clone(&shared), index };
+        let input = Input::with_capacity(source, 0);
+        Self { shared, index, input, codec: Codec::None, data: Vec::new(), out: Vec::new(), _with_cut: with_cut }
+    }
+
+    /// Until the channel or RAM ends.
+    pub fn run(mut self) {
+        let mut packets = 0;
+        let outcome = Hello::read(&mut self.input).map(|_| ()).and_then(|()| {
+            while self.packet()? {
+                packets += 1;
+            }
+            Ok(())
+        });
+        let outcome = outcome.map_err(|error| error.within(&format!("packet {packets}")).within(&path(self.index)));
+        self.shared.over(self.index, outcome);
+    }
+
+    /// One packet; false at the end.
+    fn packet(&mut self) -> Result<bool> {
+        let at = self.input.offset();
+        let pages = match Packet::read(&mut self.input)? {
+            None => return Ok(false),
+            Some(Packet::Pages(pages)) => pages,
+            Some(Packet::DeviceState { .. }) => {
+                return Err(Error::new(ErrorKind::Unsupported, "state of a device, which is only taken from the main channel").at(at));
+            }
+        };
+        if !pages.is_empty() {
+            let Some(places) = self.shared.begin()? else { return Ok(false) };
+            let target = places.find(&pages.block).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::UnknownBlock,
+                    format!("pages for block \"{}\", which the block list does not have", pages.block.escape_ascii()),
+                )
+            });
+            let done = target.and_then(|target| self.place(&pages, target).map_err(|e| e.within(target.block().name())));
+            self.shared.placed();
+            done.map_err(|e| e.at(at))?;
+        }
+        if !pages.sync {
+            return Ok(true);
+        }
+        settle();
+        self.shared.arrive(self.index)
+    }
+
+    fn place(&mut self, pages: &Pages, target: &PageTarget) -> Result<()> {
+        pages.check(target.block().used_length())?;
+        if pages.method != self.shared.method {
+            let text = format!(
+                "pages with multifd-compression {} there, which is {} here; choose the same on both sides",
+                pages.method.name(),
+                self.shared.method.name()
+            );
+            return Err(Error::new(ErrorKind::BadFlags, text));
+        }
+        for offset in &pages.zero {
+            target.fill(*offset, 0)?;
+        }
+        match pages.method {
+            _ if pages.normal.is_empty() => Ok(()),
+            Method::None => self.receive(&pages.normal, target),
+            _ => self.decompress(pages, target),
+        }
+    }
+
+    /// Pages as they are.
+    fn receive(&mut self, offsets: &[u64], target: &PageTarget) -> Result<()> {
+        let whole = offsets.len() * PAGE_BYTES;
+        // What was read with the header; all else goes where it belongs.
+        let ahead = self.input.buffered().min(whole);
+        for (offset, bytes) in offsets.iter().zip(self.input.take(ahead)?.chunks(PAGE_BYTES)) {
+            target.put(*offset, bytes)?;
+        }
+        if ahead == whole {
+            return Ok(());
+        }
+        self.input.pass(whole - ahead, HEADER_BYTES, |source, done, header| {
+            let mut places = places(offsets, ahead + done, target)?;
+            places.push(IoVecMut::from_slice(header));
+            source.read_iov(&mut places)
+        })
+    }
+
+    /// Pages in the channel's stream. Both buffers follow what comes, up to the limits of a packet.
+    fn decompress(&mut self, pages: &Pages, target: &PageTarget) -> Result<()> {
+        self.data.resize(pages.size as usize, 0);
+        self.input.read_exact(&mut self.data)?;
+        // One byte more than may come out.
+        self.out.resize(pages.normal.len() * PAGE_BYTES + 1, 0);
+        if matches!(self.codec, Codec::None) {
+            self.codec = Codec::begin(pages.method)?;
+        }
+        match &mut self.codec {
+            Codec::Zlib(stream) => stream.run(&self.data, &mut self.out)?,
+            Codec::Zstd(stream) => stream.run(&self.data, &mut self.out)?,
+            Codec::None => return Err(Error::new(ErrorKind::Unsupported, "a compression that is not built here")),
+        }
+        pages.normal.iter().zip(self.out.chunks_exact(PAGE_BYTES)).try_for_each(|(offset, page)| target.put(*offset, page))
+    }
+}
+
+/// The places of pages at `offsets`, without their first `done` bytes; neighbours are one.
+fn places<'a>(offsets: &[u64], done: usize, target: &'a PageTarget) -> Result<Vec<IoVecMut<'a>>> {
+    let (mut rest, mut skip) = (&offsets[done / PAGE_BYTES..], done % PAGE_BYTES);
+    let mut places = Vec::with_capacity(rest.len() + 1);
+    while let Some(first) = rest.first() {
+        let run = rest.iter().zip((*first..).step_by(PAGE_BYTES)).take_while(|(offset, next)| **offset == *next).count();
+        let mut place = IoVecMut::from_guest(target.place(*first, run * PAGE_BYTES)?);
+        place.advance(std::mem::take(&mut skip));
+        places.push(place);
+        rest = &rest[run..];
+    }
+    Ok(places)
+}
