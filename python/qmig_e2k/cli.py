@@ -122,7 +122,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     bench = commands.add_parser("bench", help="measure, beside QEMU where one is on PATH", allow_abbrev=False)
     bench.add_argument("subject", choices=("codec", "ram", "dirty", "precopy", "faults", "vmstate"))
     bench.add_argument("--json", type=Path, metavar="OUT", help="write the record to OUT")
-    bench.add_argument("--runs", type=int, default=5, metavar="N", help="counted runs of each case, default 5")
+    bench.add_argument("--runs", type=int, metavar="N", help="counted runs of each case, default 5 (faults: 3)")
     bench.add_argument("--programs", type=Path, metavar="DIR", help="bare programs to measure beside (see make bench)")
     bench.add_argument("--size", type=_size, default=1 << 30, metavar="SIZE", help="RAM (faults only), default 1G")
     bench.set_defaults(handler=_bench)

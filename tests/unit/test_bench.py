@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qmig_e2k import bench, cli
-from qmig_e2k.bench import faults, host, vmstate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+from qmig_e2k.bench import faults, host, postcopy, vmstate
 
 
 def test_vmstate_record_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,39 +77,75 @@ def test_faults_record_and_table(
         assert (found["reference"], found["reference_name"]) == (bare, "bare loop")
         assert found["ratio"] == found["ours"] / bare
         assert found["runs"]["requests"] == results["requests, preempt"]["runs"]["ours"]
-        assert found["runs"]["note"] == f"{found['runs']['requests'][0]} requests", "16 MiB cannot have more"
+        assert found["runs"]["note"] == f"{found['runs']['requests'][0]} requests in 1 runs", "16 MiB cannot have more"
     assert results["all memory, preempt"]["reference"] == 1 / 64 / 0.5
     assert results["local floor p50"]["ratio"] == 1.5
     assert results["record of a fault"]["ratio"] == pytest.approx(0.05)
     printed = capsys.readouterr()
     assert "skipped: p50 at 4 GiB" in printed.err
     (line,) = (line for line in printed.out.splitlines() if line.startswith("fault p99, preempt"))
-    assert line.endswith(" requests")
+    assert line.endswith(" requests in 1 runs")
 
 
 def test_too_few_requests_are_marked() -> None:
     row = {"name": "row", "unit": "us", "ours": 1.0, "reference": None, "ratio": None, "runs": {"ours": [1.0, 1.0]}}
-    seen = [faults.Seen(1.0, requests) for requests in (12_000, 9_999)]
+    seen = [faults.Seen(1.0, requests) for requests in (6_000, 3_999)]
     few = faults._asked(row, seen, 1 << 30)
     assert few["runs"] == {
         "ours": [1, 1],
-        "requests": [12_000, 9_999],
-        "note": "9999 requests, TOO FEW: 10000 are wanted",
+        "requests": [6_000, 3_999],
+        "note": "9999 requests in 2 runs, TOO FEW: 10000 are wanted",
     }
-    assert bench.table([few]).endswith("  9999 requests, TOO FEW: 10000 are wanted")
-    assert faults._asked(row, seen[:1], 1 << 30)["runs"]["note"] == "12000 requests"
+    assert bench.table([few]).endswith("  9999 requests in 2 runs, TOO FEW: 10000 are wanted")
+    enough = faults._asked(row, [*seen, faults.Seen(1.0, 1)], 1 << 30)
+    assert enough["runs"]["note"] == "10000 requests in 3 runs"
 
 
-@pytest.mark.parametrize(("measure", "beside"), [(faults.whole, ["precopy"]), (faults.switch, ["limit"])])
-def test_postcopy_beside_other_things(
-    measure: Callable[..., list[dict[str, Any]]], beside: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("each", "wanted"), [(10_000, 2), (4_000, 3), (10, 6)])
+def test_runs_are_added_until_enough_was_asked_for(each: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two were asked for; the first of all is dropped."""
+    measured: list[str] = []
+
+    def ours(*_: object) -> dict[str, Any]:
+        measured.append("ours")
+        figures = {"mean_ns": 1, "p50_ns": 1, "p99_ns": 1}
+        return {"phases": {"touch": figures}, "result": {"wrong": 0, "requests": each, "gib_per_second": 1.0}}
+
     monkeypatch.setattr(host, "warm", lambda gib: None)
+    monkeypatch.setattr(faults, "MODES", {"preempt": True})
+    monkeypatch.setattr(faults, "experiment", ours)
+    monkeypatch.setattr(faults, "_bare", lambda *_: faults.Seen(1.0, each))
+    monkeypatch.setattr(faults, "_qemu", lambda *_: measured.append("qemu") or faults.Seen(9.0, each))
+    for part in ("_floor", "_flat", "whole", "switch", "random_file"):
+        monkeypatch.setattr(faults, part, lambda *_: [])
+    results, _ = faults.run(2, 1 << 30, Path(), qemu="qemu")
+    assert measured.count("ours") == 1 + wanted
+    assert measured.count("qemu") == faults.FEW
+    row = next(row for row in results if row["name"] == "fault p50, preempt")
+    assert row["runs"]["requests"] == [each] * wanted
+    assert ("TOO FEW" in row["runs"]["note"]) == (each == 10)
+    assert next(row for row in results if row["name"] == "fault mean, preempt")["reference"] == 9.0
+
+
+def test_postcopy_beside_precopy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "warm", lambda gib: None)
+    postcopy.random_file(tmp_path / "content", 16 << 20)
     said: list[str] = []
-    results = measure(1, 16 << 20, said.append)
-    assert all(result["ours"] > 0 for result in results)
-    assert [result["reference_name"] for result in results] == beside
-    assert len(said) == len(beside)
+    (row,) = postcopy.whole(1, tmp_path / "content", said.append)
+    assert row["ours"] > 0
+    assert row["reference_name"] == "precopy"
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(("where", "limit"), [("one run of pages", 30.0), ("scattered", None)])
+def test_the_switch_with_a_tenth_dirty(where: str, limit: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of scattered pages it is reported, without a limit."""
+    monkeypatch.setattr(postcopy, "DIRTY", {where: postcopy.DIRTY[where]})
+    said: list[str] = []
+    (row,) = postcopy.switch(1, 16 << 20, said.append)
+    assert row["ours"] > 0
+    assert row["reference"] == limit
+    assert len(said) == 1
 
 
 def test_faults_without_its_bare_programs(capsys: pytest.CaptureFixture[str]) -> None:

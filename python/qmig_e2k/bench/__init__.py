@@ -21,14 +21,19 @@ __all__ = ["BUILT", "run"]
 SCHEMA = "qmig_e2k/bench/1"
 BUILT = ("codec", "dirty", "faults", "precopy", "vmstate")
 """What can be measured so far."""
+RUNS = 5
+FEWER = {"faults": 3}
+"""Counted runs where nobody says how many: minutes, not tens of them."""
 
 
-def run(what: str, *, runs: int = 5, programs: Path | None = None, out: Path | None = None, size: int = 1 << 30) -> int:
+def run(
+    what: str, *, runs: int | None = None, programs: Path | None = None, out: Path | None = None, size: int = 1 << 30
+) -> int:
     """Measure `what`, print a table, and write the record to `out` if given.
 
     Args:
         what: One of `BUILT`.
-        runs: Counted runs of each program and case.
+        runs: Counted runs of each program and case; None: 5, and 3 for `faults`.
         programs: Directory of the core's examples, the bare programs to stand beside (`make bench` builds them).
         out: File for the JSON record.
         size: Bytes of RAM, for `faults` alone.
@@ -44,6 +49,7 @@ def run(what: str, *, runs: int = 5, programs: Path | None = None, out: Path | N
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     phases: dict[str, Any] = {}
+    runs = FEWER.get(what, RUNS) if runs is None else runs
     if what in ("codec", "dirty", "faults") and programs is None:
         print(f"qmig-e2k bench {what}: needs its bare program; run `make bench BENCH={what}`", file=sys.stderr)  # noqa: T201
         return 1

@@ -1,8 +1,10 @@
 """What a fault of postcopy costs: beside a bare loop with the same threads and channels, and beside QEMU.
 
 One vCPU thread reads each page of RAM once, back to back, in an order that the seed makes, while the background sends
-all of it. The latency is taken in that thread, from before the touch to after it. QEMU's `-M none` has no CPU: there
-`pmemsave` touches, and the price of the same command on memory that is there is taken off.
+all of it. The latency is taken in that thread, from before the touch to after it. How many touches come before their
+page is up to the machine: further runs are added until so many have asked that their percentiles mean something.
+QEMU's `-M none` has no CPU: there `pmemsave` touches, and the price of the same command on memory that is there is
+taken off. Its mean is so much larger that a few runs of it will do.
 """
 
 from __future__ import annotations
@@ -20,28 +22,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmig_e2k.bench import host
-from qmig_e2k.bench.precopy import migrate as precopy
+from qmig_e2k.bench.postcopy import DEADLINE_S, begin, random_file, switch, whole
 from qmig_e2k.bench.precopy import running
 from qmig_e2k.bench.result import median_row
-from qmig_e2k.demo import Served
 from qmig_e2k.lab.faults import Experiment
 from qmig_e2k.lab.faults import run as experiment
-from qmig_e2k.monitor.client import QmpClient, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MODES", "run", "switch", "whole"]
+    from qmig_e2k.monitor.client import QmpClient
+
+__all__ = ["MODES", "run"]
 
 MODES = {"preempt": True, "one channel": False}
 """The name of each way, and whether requested pages have a channel of their own."""
-DEADLINE_S = 120.0
-BEFORE = 32 << 20
-"""Bytes a second until the switch; QEMU stands still for a tenth of a second where it was much too slow before."""
 TOUCHES = 20_000
 """Of QEMU's memory, at most."""
+FEW = 2
+"""Runs that are enough where nothing is close: of QEMU, and of the memory of 4 GiB."""
 ENOUGH, OF = 10_000, 1 << 30
-"""Requests without which a run says little, and bytes of memory from which on there can be so many."""
+"""Requests of all runs together without which they say little, and bytes of memory that can have so many."""
+MORE = 2
+"""Runs are added until there are enough requests, at most so many times those that were asked for."""
 FLAT = (256 << 20, 4 << 30)
 
 Phases = dict[str, Any]
@@ -82,50 +85,59 @@ def run(
     phases: Phases = {}
     if qemu is None:
         say("no qemu-system-x86_64 on PATH: ours and the bare loop")
-    for mode, preempt in MODES.items():
-        found: dict[str, list[Seen]] = {"ours": [], "bare": [], "qemu": []}
-        for number in range(runs + 1):
-            # Who comes second gets the memory that the first has just given back: each in turn.
-            for who in ("ours", "bare") if number % 2 else ("bare", "ours"):
-                host.warm(max(3 * size >> 30, 1))
-                if who == "bare":
-                    found["bare"].append(_bare(programs / "bare_faults", size, preempt, number))
-                else:
-                    record = experiment(Experiment(size, faults=0, preempt=preempt, background=True, seed=number))
-                    phases |= {f"{name}, {mode}": seen for name, seen in record["phases"].items()}
-                    found["ours"].append(_seen(record["phases"]["touch"], record["result"]))
-            if qemu is not None:
-                found["qemu"].append(_qemu(qemu, size, preempt, number))
-            words = [f"{who} {seen[-1].p50:.0f} / {seen[-1].p99:.0f}" for who, seen in found.items() if seen]
-            means = f"mean {found['ours'][-1].mean:.0f}"
-            if found["qemu"]:
-                words.pop()
-                means += f", QEMU {found['qemu'][-1].mean:.0f}"
-            say(f"{mode}, run {number}{' (dropped)' if number == 0 else ''}: p50 / p99 us {', '.join(words)}; {means}")
-        ours, bare, theirs = (seen[1:] for seen in found.values())
-        results += [
-            _asked(
-                median_row(f"fault p50, {mode}", "us", [s.p50 for s in ours], [s.p50 for s in bare], "bare loop"),
-                ours,
-                size,
-            ),
-            _asked(
-                median_row(f"fault p99, {mode}", "us", [s.p99 for s in ours], [s.p99 for s in bare], "bare loop"),
-                ours,
-                size,
-            ),
-            median_row(f"all memory, {mode}", "GiB/s", [s.rate for s in ours], [s.rate for s in bare], "bare loop"),
-            median_row(f"requests, {mode}", "", [s.requests for s in ours], [s.requests for s in bare], "bare loop"),
-        ]
-        if theirs:
-            results.append(
-                median_row(f"fault mean, {mode}", "us", [s.mean for s in ours], [s.mean for s in theirs], "QEMU")
-            )
-    results += _floor(programs / "fault_floor", runs, say)
-    results += _flat(runs, size, say)
-    results += whole(runs, size, say)
+    with tempfile.TemporaryDirectory(prefix="qmig-bench-") as name:
+        content = Path(name) / "content"
+        random_file(content, size)
+        for mode, preempt in MODES.items():
+            found: dict[str, list[Seen]] = {"ours": [], "bare": [], "qemu": []}
+            number = 0
+            while number <= runs or (number <= runs * (1 + MORE) and _too_few(found["ours"][1:], size)):
+                # Who comes second gets the memory that the first has just given back: each in turn.
+                for who in ("ours", "bare") if number % 2 else ("bare", "ours"):
+                    host.warm(max(3 * size >> 30, 1))
+                    if who == "bare":
+                        found["bare"].append(_bare(programs / "bare_faults", size, preempt, number))
+                    else:
+                        record = experiment(Experiment(size, faults=0, preempt=preempt, background=True, seed=number))
+                        phases |= {f"{name}, {mode}": seen for name, seen in record["phases"].items()}
+                        found["ours"].append(_seen(record["phases"]["touch"], record["result"]))
+                if qemu is not None and 1 <= number <= FEW:
+                    found["qemu"].append(_qemu(qemu, content, size, preempt, number))
+                say(_words(mode, number, found))
+                number += 1
+            results += _rows(mode, size, found["ours"][1:], found["bare"][1:], found["qemu"])
+        results += _floor(programs / "fault_floor", runs, say)
+        results += _flat(min(runs, FEW), size, say)
+        results += whole(runs, content, say)
     results += switch(runs, size, say)
     return results, phases
+
+
+def _words(mode: str, number: int, found: dict[str, list[Seen]]) -> str:
+    """A line about the last run of each."""
+    ours, bare = found["ours"][-1], found["bare"][-1]
+    words = [f"p50 / p99 us ours {ours.p50:.0f} / {ours.p99:.0f}, bare {bare.p50:.0f} / {bare.p99:.0f}"]
+    words.append(f"{ours.requests} requests, mean {ours.mean:.0f}")
+    if found["qemu"] and number <= FEW:
+        words[-1] += f", QEMU {found['qemu'][-1].mean:.0f}"
+    return f"{mode}, run {number}{' (dropped)' if number == 0 else ''}: {'; '.join(words)}"
+
+
+def _rows(mode: str, size: int, ours: list[Seen], bare: list[Seen], theirs: list[Seen]) -> Results:
+    def row(
+        name: str, unit: str, figure: Callable[[Seen], float], reference: list[Seen], beside: str
+    ) -> dict[str, Any]:
+        return median_row(f"{name}, {mode}", unit, [*map(figure, ours)], [*map(figure, reference)], beside)
+
+    rows = [
+        _asked(row("fault p50", "us", lambda seen: seen.p50, bare, "bare loop"), ours, size),
+        _asked(row("fault p99", "us", lambda seen: seen.p99, bare, "bare loop"), ours, size),
+        row("all memory", "GiB/s", lambda seen: seen.rate, bare, "bare loop"),
+        row("requests", "", lambda seen: seen.requests, bare, "bare loop"),
+    ]
+    if theirs:
+        rows.append(row("fault mean", "us", lambda seen: seen.mean, theirs, "QEMU"))
+    return rows
 
 
 def _seen(touch: dict[str, Any], result: dict[str, Any]) -> Seen:
@@ -149,12 +161,10 @@ def _bare(program: Path, size: int, preempt: bool, seed: int) -> Seen:
     return _seen(found["faults"], {**found, "gib_per_second": size / 2**30 / found["seconds"]})
 
 
-def _qemu(program: str, size: int, preempt: bool, seed: int) -> Seen:
+def _qemu(program: str, content: Path, size: int, preempt: bool, seed: int) -> Seen:
     """The mean of what was asked for; no other figure can be had from outside."""
     host.warm(max(3 * size >> 30, 1))
     with tempfile.TemporaryDirectory(prefix="qmig-bench-") as name, ExitStack() as stack:
-        content = Path(name) / "content"
-        _random(content, size)
         memory = ["-M", "none", "-m", f"{size >> 20}M"]
         sides = {
             "source": [*memory, "-device", f"loader,file={content},addr=0,force-raw=on"],
@@ -163,7 +173,7 @@ def _qemu(program: str, size: int, preempt: bool, seed: int) -> Seen:
         (source, _), (destination, _) = (
             stack.enter_context(running(program, words, Path(name), side)) for side, words in sides.items()
         )
-        _begin(source, destination, preempt)
+        begin(source, destination, preempt)
         pages = list(range(0, size, 4096))
         random.Random(seed).shuffle(pages)  # noqa: S311  no secret
         spent, touched = 0.0, 0
@@ -180,20 +190,6 @@ def _qemu(program: str, size: int, preempt: bool, seed: int) -> Seen:
     return Seen((spent - touched * floor) / max(requests, 1) * 1e6, requests)
 
 
-def _begin(source: QmpClient, destination: QmpClient, preempt: bool) -> float:
-    """The machine runs there, with no memory but what comes; returns when it was asked for, on the wall clock."""
-    wanted = {"events": True, "postcopy-ram": True, "postcopy-preempt": preempt}
-    for side in (source, destination):
-        listed = [{"capability": name, "state": state} for name, state in wanted.items()]
-        side.execute("migrate-set-capabilities", capabilities=listed)
-    source.execute("migrate-set-parameters", max_bandwidth=BEFORE, max_postcopy_bandwidth=0)
-    destination.execute("migrate-incoming", uri="tcp:127.0.0.1:0")
-    port = destination.execute("query-migrate")["socket-address"][0]["port"]
-    source.execute("migrate", uri=f"tcp:127.0.0.1:{port}")
-    source.execute("migrate-start-postcopy")
-    return stamp(source.wait_event("MIGRATION", DEADLINE_S, status="postcopy-active"))
-
-
 def _touch(destination: QmpClient, page: int) -> float:
     begun = time.perf_counter()
     destination.execute("pmemsave", val=page, size=1, filename=os.devnull)
@@ -205,13 +201,6 @@ def _completed(side: QmpClient) -> bool:
         if event["event"] == "MIGRATION" and event["data"]["status"] == "completed":
             return True
     return False
-
-
-def _random(path: Path, size: int) -> None:
-    """No page is zero, and none like another."""
-    with path.open("wb") as out:
-        for at in range(0, size, 16 << 20):
-            out.write(os.urandom(min(16 << 20, size - at)))
 
 
 def _floor(program: Path, runs: int, say: Callable[[str], None]) -> Results:
@@ -241,62 +230,14 @@ def _flat(runs: int, size: int, say: Callable[[str], None]) -> Results:
     return [median_row("fault p50, 4 GiB, no background", "us", medians[1], medians[0], "256 MiB")]
 
 
-def whole(runs: int, size: int, say: Callable[[str], None]) -> Results:
-    """All memory by postcopy that nobody touches, and by precopy."""
-    ours, before = [], []
-    with tempfile.TemporaryDirectory(prefix="qmig-bench-") as name:
-        content = Path(name) / "content"
-        _random(content, size)
-        words = ["-M", "none", "-m", f"{size >> 20}M"]
-        for _ in range(runs):
-            for postcopy in (False, True):
-                host.warm(max(3 * size >> 30, 1))
-                with (
-                    Served([*words, "--incoming", "defer"], Path(name), "destination") as destination,
-                    Served([*words, "-kernel", str(content)], Path(name), "source") as source,
-                ):
-                    if postcopy:
-                        begun = _begin(source.qmp, destination.qmp, preempt=False)
-                        ended = source.qmp.wait_event("MIGRATION", DEADLINE_S, status="completed")
-                        ours.append(stamp(ended) - begun)
-                    else:
-                        destination.qmp.execute("migrate-incoming", uri="tcp:127.0.0.1:0")
-                        before.append(precopy(source.qmp, destination.qmp))
-            say(f"all memory, nothing touched: postcopy {ours[-1]:.2f} s, precopy {before[-1]:.2f} s")
-    return [median_row("all memory, nothing touched", "s", ours, before, "precopy")]
-
-
-def switch(runs: int, size: int, say: Callable[[str], None]) -> Results:
-    """From `migrate-start-postcopy` until the machine runs there, a tenth of it dirty in one run of pages."""
-    took = []
-    guest = f"seq,wss={size // 10 >> 20 or 1}M"
-    words = ["-M", "e2k", "-m", f"{size >> 20}M", "--guest", guest]
-    for _ in range(runs):
-        with (
-            tempfile.TemporaryDirectory(prefix="qmig-bench-") as name,
-            Served([*words, "--incoming", "defer"], Path(name), "destination") as destination,
-            Served(words, Path(name), "source") as source,
-        ):
-            source.qmp.execute("x-block-prefault", block="e2k.ram", offset=0, length=size)
-            for side in (source.qmp, destination.qmp):
-                listed = [{"capability": word, "state": True} for word in ("events", "postcopy-ram")]
-                side.execute("migrate-set-capabilities", capabilities=listed)
-            source.qmp.execute("migrate-set-parameters", max_bandwidth=max(size // 10, 64 << 20), downtime_limit=0)
-            destination.qmp.execute("migrate-incoming", uri="tcp:127.0.0.1:0")
-            port = destination.qmp.execute("query-migrate")["socket-address"][0]["port"]
-            source.qmp.execute("migrate", uri=f"tcp:127.0.0.1:{port}")
-            source.qmp.wait_event("MIGRATION_PASS", DEADLINE_S, **{"pass": 2})
-            asked = time.time()
-            source.qmp.execute("migrate-start-postcopy")
-            took.append((stamp(destination.qmp.wait_event("RESUME", DEADLINE_S)) - asked) * 1000)
-            say(f"from migrate-start-postcopy to RESUME, a tenth dirty: {took[-1]:.1f} ms")
-    return [median_row("migrate-start-postcopy to RESUME, a tenth dirty", "ms", took, [30.0] * runs, "limit")]
+def _too_few(ours: list[Seen], size: int) -> bool:
+    return size >= OF and sum(seen.requests for seen in ours) < ENOUGH
 
 
 def _asked(result: dict[str, Any], ours: list[Seen], size: int) -> dict[str, Any]:
-    """The row with the requests of its runs, and a word for people where one of them had too few."""
+    """The row with the requests of its runs, and a word for people where they are too few."""
     requests = [seen.requests for seen in ours]
-    note = f"{min(requests)} requests"
-    if size >= OF and min(requests) < ENOUGH:
+    note = f"{sum(requests)} requests in {len(requests)} runs"
+    if _too_few(ours, size):
         note += f", TOO FEW: {ENOUGH} are wanted"
     return {**result, "runs": {**result["runs"], "requests": requests, "note": note}}
