@@ -383,8 +383,9 @@ class Outgoing:
         dirty_log: Literal["auto", "explicit"] = "auto",
     ) -> Self:
         """`section_id` is that of the `ram` section; `switchover_start` None: as the format has it."""
-    def connect(self, uri: str, fd: int | None = None) -> None:
-        """Open the channel; may block for sockets. `fd` (owned from here on) belongs to `fd:` URIs. Cancellable."""
+    def connect(self, uri: str, fd: int | None = None, *, uuid: bytes = ...) -> None:
+        """Open the channel, and those of multifd, which say `uuid` (16 bytes, default zeros); may block for sockets. `fd` (owned from here on)
+        belongs to `fd:` URIs. Cancellable."""
     @property
     def two_way(self) -> bool:
         """The channel has a return path. Valid after connect."""

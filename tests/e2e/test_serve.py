@@ -274,9 +274,7 @@ def test_refusals(serve):
     assert "max-bandwidth" in refused(peer, "migrate-set-parameters", max_bandwidth=True)
     assert "tls-creds" in refused(peer, "migrate-set-parameters", tls_creds="tls0")
     assert "'foo' is unexpected" in refused(peer, "migrate-set-parameters", foo=1)
-    assert "multifd" in refused(
-        peer, "migrate-set-capabilities", capabilities=[{"capability": "multifd", "state": True}]
-    )
+    assert "x-colo" in refused(peer, "migrate-set-capabilities", capabilities=[{"capability": "x-colo", "state": True}])
     refused(peer, "migrate-set-capabilities", capabilities=[{"capability": "events"}])
     assert "postcopy-ram" in refused(peer, "migrate-start-postcopy")
     assert "postcopy-active" in refused(peer, "migrate-pause")
@@ -376,7 +374,7 @@ def run(*arguments):
         (["serve", "--guest", "busy"], 2, "busy"),
         (["serve", "--format", "3.0"], 2, "3.0"),
         (["serve", "-uuid", "x"], 2, "-uuid"),
-        (["serve", "-global", "migration.multifd=on"], 1, "multifd"),
+        (["serve", "-global", "migration.x-colo=on"], 1, "x-colo"),
         (["serve", "-global", "migration.nothing=on"], 2, "nothing"),
         (["serve", "-bios", "/nonexistent/bios"], 1, "/nonexistent/bios"),
         (["serve", "-M", "none", "-bios", "/dev/null"], 2, "-bios"),

@@ -30,7 +30,7 @@ CAPABILITIES: Mapping[str, str | None] = MappingProxyType(
         "block": NO_STORAGE,
         "return-path": None,
         "pause-before-switchover": None,
-        "multifd": _LATER,
+        "multifd": None,
         "dirty-bitmaps": NO_STORAGE,
         "postcopy-blocktime": None,
         "late-block-activate": "storage is always activated last, just before the machine starts",

@@ -117,7 +117,7 @@ class _Source:
             with closed_on_error(fd):
                 check_uri(self._uri)
             if not self._slow_to_open:
-                self._out.connect(self._uri, fd)
+                self._connect(fd)
             threading.Thread(target=self._run, name="migration").start()
         except BaseException as error:
             self._end(error)
@@ -131,12 +131,16 @@ class _Source:
         """The migration thread."""
         try:
             if self._slow_to_open:
-                self._out.connect(self._uri)
+                self._connect(None)
             self._switch(postcopy=self._send() == "postcopy")
         except BaseException as error:  # noqa: BLE001  the handle raises it to whoever waits
             self._end(error)
         else:
             self._end(None)
+
+    def _connect(self, fd: int | None) -> None:
+        uuid = self._machine.uuid
+        self._out.connect(self._uri, fd, uuid=bytes(16) if uuid is None else uuid.bytes)
 
     def _send(self) -> Literal["switchover", "postcopy"]:
         """Setup, and rounds until the machine should be stopped: to send what is left, or to let it run there first."""

@@ -79,11 +79,14 @@ impl Outgoing {
         Ok(Self { inner: Mutex::new(made.map_err(|e| to_py(&e))?) })
     }
 
-    #[pyo3(signature = (uri, fd = None))]
-    fn connect(&self, py: Python<'_>, uri: &str, fd: Option<i32>) -> PyResult<()> {
+    #[pyo3(signature = (uri, fd = None, *, uuid = [0; 16]))]
+    fn connect(&self, py: Python<'_>, uri: &str, fd: Option<i32>, uuid: [u8; 16]) -> PyResult<()> {
         let fd = owned(fd)?;
         let uri = Uri::parse(uri).map_err(|e| to_py(&e))?;
-        self.detached(py, |outgoing| outgoing.connect(&uri, fd))
+        self.detached(py, |outgoing| {
+            outgoing.set_uuid(uuid);
+            outgoing.connect(&uri, fd)
+        })
     }
 
     #[getter]

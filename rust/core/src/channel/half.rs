@@ -95,11 +95,16 @@ impl Link {
             Wake::Cancelled => Err(self.cancelled()),
             // A peer that is always ready does not get more time than a silent one.
             Wake::Ready if left != Some(Duration::ZERO) => Ok(()),
-            Wake::Ready | Wake::Timeout => {
-                let what = if events.contains(PollFlags::IN) { "the peer does not send" } else { "the peer does not read" };
-                Err(self.uri.error(ErrorKind::Timeout, what))
-            }
+            Wake::Ready | Wake::Timeout => Err(self.stalled(events)),
         }
+    }
+
+    fn stalled(&self, events: PollFlags) -> Error {
+        if self.cancel.is_set() {
+            return self.cancelled();
+        }
+        let what = if events.contains(PollFlags::IN) { "the peer does not send" } else { "the peer does not read" };
+        self.uri.error(ErrorKind::Timeout, what)
     }
 
     /// What a failed call means; a cancelled one means nothing else.
@@ -259,6 +264,14 @@ impl WriteHalf {
     /// From here on a write that has to wait longer fails as `timeout`: for a time in which nothing can be cancelled.
     pub fn set_deadline(&mut self, deadline: Instant) {
         self.deadline = Some(deadline);
+    }
+
+    /// From here on a write of which the peer takes nothing for so long fails as `timeout`. Sockets only; others wait for as long as it takes.
+    pub fn set_patience(&self, patience: Duration) {
+        if let Some(link) = self.link.as_ref().filter(|link| link.kind == Kind::Socket) {
+            // A socket that refuses waits for the end of the session.
+            let _ = sockopt::set_socket_timeout(&*link.fd, sockopt::Timeout::Send, Some(patience));
+        }
     }
 
     /// Bounds what the kernel keeps of bytes that were not even sent (`unsent`), and with those on their way (`whole`), so that what is
@@ -428,6 +441,8 @@ fn write_some(link: &Link, vectors: &[IoVec<'_>], deadline: Option<Instant>) -> 
             Ok(0) if vectors.iter().any(|v| !v.is_empty()) => return Err(link.failed("writing", Errno::IO)),
             Ok(taken) => return Ok(taken),
             Err(Errno::INTR) => {}
+            // It waited in the call, and its patience has ended.
+            Err(Errno::AGAIN) if link.kind == Kind::Socket && deadline.is_none() => return Err(link.stalled(PollFlags::OUT)),
             Err(Errno::AGAIN) => link.wait(PollFlags::OUT, deadline)?,
             Err(errno) => return Err(link.failed("writing", errno)),
         }

@@ -42,6 +42,38 @@ impl Inflate {
     }
 }
 
+/// The other side of such a stream.
+#[derive(Debug)]
+pub struct Deflate(Compress);
+
+impl Deflate {
+    /// A zlib stream; levels above zlib's highest are that.
+    pub fn new(level: u32) -> Self {
+        Self(Compress::new(Compression::new(level.min(9)), true))
+    }
+
+    /// Compress all of `input` into the front of `out`; how much came out. With `last` everything so far has come out; without it some may
+    /// be kept for later.
+    pub fn run(&mut self, mut input: &[u8], last: bool, out: &mut [u8]) -> Result<usize> {
+        let flush = if last { FlushCompress::Sync } else { FlushCompress::None };
+        let mut done = 0;
+        loop {
+            let (read, written) = (self.0.total_in(), self.0.total_out());
+            self.0.compress(input, &mut out[done..], flush).map_err(|e| bad(format!("zlib: {e}")))?;
+            // Both are lengths inside our slices.
+            input = &input[usize::try_from(self.0.total_in() - read).unwrap_or(input.len())..];
+            done += usize::try_from(self.0.total_out() - written).unwrap_or(0);
+            if done == out.len() {
+                return Err(bad(format!("zlib: more than {done} bytes come out")));
+            }
+            // There was room left, so nothing stayed behind for want of it.
+            if input.is_empty() {
+                return Ok(done);
+            }
+        }
+    }
+}
+
 /// A page as a whole zlib stream.
 ///
 /// # Errors

@@ -8,9 +8,9 @@ mod xbzrle;
 mod zstd;
 
 pub use cache::PageCache;
-pub use inflate::{Inflate, deflate_page, inflate_page};
+pub use inflate::{Deflate, Inflate, deflate_page, inflate_page};
 pub use xbzrle::{Delta, XBZRLE_PAGE_MAX, XbzrleEncoder, xbzrle_decode};
-pub use zstd::{Unzstd, unzstd_page, zstd_page};
+pub use zstd::{Unzstd, Zstd, unzstd_page, zstd_page};
 
 use crate::{Error, ErrorKind};
 

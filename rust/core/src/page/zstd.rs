@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
+use zstd::stream::raw::{Decoder, Encoder, InBuffer, Operation, OutBuffer};
 
 use super::bad;
 use crate::{Error, Result};
@@ -39,6 +39,44 @@ impl Unzstd {
             }
             if (read, done) == before {
                 return Err(bad(format!("zstd: {done} bytes come out of {read}, expected {wanted} of {}", input.len())));
+            }
+        }
+    }
+}
+
+/// The other side of such a frame.
+pub struct Zstd(Encoder<'static>);
+
+impl fmt::Debug for Zstd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Zstd").finish_non_exhaustive()
+    }
+}
+
+impl Zstd {
+    /// At the begin of a frame, with one of zstd's levels.
+    pub fn new(level: i32) -> Result<Self> {
+        Encoder::new(level).map(Self).map_err(|e| Error::io("zstd", e))
+    }
+
+    /// Compress all of `input` into the front of `out`; how much came out. With `last` everything so far has come out; without it some may
+    /// be kept for later.
+    pub fn run(&mut self, input: &[u8], last: bool, out: &mut [u8]) -> Result<usize> {
+        let mut from = InBuffer::around(input);
+        let mut to = OutBuffer::around(out);
+        loop {
+            let kept = if from.pos() < input.len() {
+                self.0.run(&mut from, &mut to).map(|_| 1)
+            } else if last {
+                self.0.flush(&mut to)
+            } else {
+                Ok(0)
+            };
+            if kept.map_err(|e| bad(format!("zstd: {e}")))? == 0 {
+                return Ok(to.pos());
+            }
+            if to.pos() == to.capacity() {
+                return Err(bad(format!("zstd: more than {} bytes come out", to.pos())));
             }
         }
     }

@@ -20,6 +20,7 @@ mod background;
 mod batch;
 mod convergence;
 mod discard;
+mod multifd;
 mod outgoing;
 mod postcopy;
 mod ram_saver;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::convergence::{Convergence, Verdict};
+use super::multifd::{self, Multifd};
 use super::postcopy::{self, Plan};
 use super::ram_saver::{RamSaver, Turn};
 use super::return_path::ReturnPath;
@@ -83,6 +84,10 @@ pub struct Outgoing {
     pub(super) stream: Option<Stream>,
     /// The channel for requested pages, until somebody sends over it.
     pub(super) second: Option<WriteHalf>,
+    /// UUID of the machine; zeros if it has none.
+    uuid: [u8; 16],
+    /// The channels of multifd, until pages are sent over them.
+    multifd: Option<(multifd::Plan, Vec<WriteHalf>)>,
     pub(super) back: Option<ReturnPath>,
     /// The last bytes of the package, between the commit and their way out.
     pub(super) run: Vec<u8>,
@@ -126,6 +131,8 @@ impl Outgoing {
             plan: None,
             stream: None,
             second: None,
+            uuid: [0; 16],
+            multifd: None,
             back: None,
             run: Vec::new(),
             two_way: false,
@@ -139,8 +146,13 @@ impl Outgoing {
         })
     }
 
-    /// How long the destination may take for an answer (to a fence, at the end of precopy, at each step of a recovery), instead of half
-    /// a minute.
+    /// UUID of the machine, which multifd channels say.
+    pub fn set_uuid(&mut self, uuid: [u8; 16]) {
+        self.uuid = uuid;
+    }
+
+    /// How long the destination may take for an answer (to a fence, at the end of precopy, at each step of a recovery), and for anything
+    /// from a multifd channel that is opened after this, instead of half a minute.
     pub fn set_answer_deadline(&mut self, deadline: Duration) {
         self.answer_deadline = deadline;
     }
@@ -153,12 +165,19 @@ impl Outgoing {
     /// Open the channel. Blocks for sockets; a cancel of the session ends it.
     pub fn connect(&mut self, uri: &Uri, fd: Option<std::os::fd::OwnedFd>) -> Result<()> {
         self.plan = self.plan(uri)?;
+        let multifd = multifd::Plan::wanted(&self.control, self.options.format, uri)?;
+        if multifd.is_some() && self.plan.is_some() {
+            return Err(Error::new(ErrorKind::InvalidArgument, "postcopy-ram does not go with multifd: switch one off"));
+        }
         let channel = channel::connect(uri, fd, &self.session.link()?)?;
         self.two_way = channel.two_way();
         if self.plan.is_some() && !self.two_way {
             return Err(postcopy::one_way());
         }
         self.connect_second(uri, Format::V7_2)?;
+        if let Some(plan) = multifd {
+            self.multifd = Some((plan, plan.connect(uri, self.uuid, self.answer_deadline, &self.session.link()?)?));
+        }
         self.uri = Some(uri.clone());
         self.commits_after_finish = matches!(uri.address(), Address::File { .. });
         self.channel = Some(channel);
@@ -189,7 +208,11 @@ impl Outgoing {
             self.advise()?;
         }
         let postcopy = self.plan.is_some();
-        let mut saver = RamSaver::new(&self.blocks, self.options.dirty, ways::wanted(&self.control, &self.blocks)?)?;
+        let mut ways = ways::wanted(&self.control, &self.blocks)?;
+        if let Some((plan, channels)) = self.multifd.take() {
+            ways.insert(0, Box::new(Multifd::start(plan, channels, &self.blocks, &self.session)?));
+        }
+        let mut saver = RamSaver::new(&self.blocks, self.options.dirty, ways)?;
         saver.start()?;
         self.session.set_dirty_log(saver.log_name());
         self.session.counters.total.set(saver.total_bytes());
@@ -301,6 +324,7 @@ impl Outgoing {
         self.session.cancel.set();
         self.stream = None;
         self.second = None;
+        self.multifd = None;
         self.channel = None;
         if let Some(mut back) = self.back.take() {
             back.join();
@@ -388,6 +412,7 @@ impl Outgoing {
             let (saver, stream) = outgoing.parts()?;
             let turn = saver.send_dirty(stream, &session, limited, deadline)?;
             saver.put_end(stream, kind)?;
+            saver.publish(&session.counters);
             Ok(turn)
         })
     }

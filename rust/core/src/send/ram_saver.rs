@@ -303,10 +303,14 @@ impl RamSaver {
             }
         }
         if page.untouched || look(&mut self.scout, &mut self.run, area, number)? {
-            self.records.zero(stream, &page)
-        } else {
-            self.records.plain(stream, &page)
+            return self.records.zero(stream, &page);
         }
+        for way in &mut self.ways {
+            if way.content(stream, &mut self.records, &page)? {
+                return Ok(());
+            }
+        }
+        self.records.plain(stream, &page)
     }
 
     fn end_round(&mut self, stream: &mut Stream) -> Result<()> {
@@ -322,7 +326,8 @@ impl RamSaver {
         }
     }
 
-    fn publish(&self, counters: &Counters) {
+    /// Tell clients how far it is.
+    pub fn publish(&self, counters: &Counters) {
         counters.remaining.set(self.remaining_bytes());
         counters.duplicate.set(self.records.duplicate);
         counters.normal.set(self.records.normal);

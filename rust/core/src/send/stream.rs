@@ -39,7 +39,7 @@ impl Stream {
         stream
     }
 
-    /// Bytes handed to the stream so far.
+    /// Bytes handed to the stream so far, with those that further channels have carried.
     pub fn sent(&self) -> u64 {
         self.sent
     }
@@ -80,6 +80,16 @@ impl Stream {
     pub fn put_page(&mut self, block: usize, offset: u64, len: usize) -> Result<()> {
         self.batch.page(block, offset, len);
         self.count(len as u64)
+    }
+
+    /// Bytes that further channels are to carry count against the limit from now on.
+    pub fn charge(&self, bytes: u64) {
+        self.rate.account(bytes);
+    }
+
+    /// Further channels have carried so many bytes.
+    pub fn carried(&mut self, bytes: u64) {
+        self.sent += bytes;
     }
 
     /// Write what is pending.

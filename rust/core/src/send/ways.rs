@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::stream::Stream;
 use super::zero_scout::PIECE;
-use crate::control::Control;
+use crate::control::{Control, ZeroPageDetection};
 use crate::ram::Block;
 use crate::wire::SectionKind;
 use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE, RAM_CONTINUE, RAM_PAGE, RAM_ZERO};
@@ -107,6 +107,11 @@ pub trait Way: Debug + Send {
     /// Takes the page: true if nothing more is to be done for it, false if it shall go on as if this way were not there.
     fn page(&mut self, stream: &mut Stream, records: &mut MainRecords, page: &Page<'_>) -> Result<bool>;
 
+    /// The same for a page that no way has taken and that was found not to be zero.
+    fn content(&mut self, _stream: &mut Stream, _records: &mut MainRecords, _page: &Page<'_>) -> Result<bool> {
+        Ok(false)
+    }
+
     /// What follows a block's entry in the list of the START section.
     fn block_entry(&mut self, _stream: &mut Stream, _area: usize) -> Result<()> {
         Ok(())
@@ -130,6 +135,23 @@ pub trait Way: Debug + Send {
 }
 
 /// The ways that the capabilities of `control` ask for, in the order in which pages are offered to them.
-pub fn wanted(_control: &Arc<Control>, _blocks: &[Arc<Block>]) -> Result<Vec<Box<dyn Way>>> {
-    Ok(Vec::new())
+pub fn wanted(control: &Arc<Control>, _blocks: &[Arc<Block>]) -> Result<Vec<Box<dyn Way>>> {
+    let mut ways: Vec<Box<dyn Way>> = Vec::new();
+    if control.parameters().zero_page_detection == ZeroPageDetection::None {
+        ways.push(Box::new(Unlooked));
+    }
+    Ok(ways)
+}
+
+/// Pages travel whole, whatever is in them; only what nobody ever touched is known to be zero.
+#[derive(Debug)]
+struct Unlooked;
+
+impl Way for Unlooked {
+    fn page(&mut self, stream: &mut Stream, records: &mut MainRecords, page: &Page<'_>) -> Result<bool> {
+        if !page.untouched {
+            records.plain(stream, page)?;
+        }
+        Ok(!page.untouched)
+    }
 }

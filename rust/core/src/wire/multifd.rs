@@ -100,6 +100,69 @@ impl Hello {
     }
 }
 
+impl Hello {
+    /// As it is written.
+    pub fn bytes(&self) -> [u8; HELLO_BYTES] {
+        let mut bytes = [0; HELLO_BYTES];
+        bytes[..4].copy_from_slice(&MULTIFD_MAGIC.to_be_bytes());
+        bytes[4..8].copy_from_slice(&MULTIFD_VERSION.to_be_bytes());
+        bytes[8..24].copy_from_slice(&self.uuid);
+        bytes[24] = self.channel;
+        bytes
+    }
+}
+
+/// What a source says in the header of a packet with pages, or of one with SYNC.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    /// The channel waits behind this packet until all have come so far.
+    pub sync: bool,
+    /// How the pages are compressed.
+    pub method: Method,
+    /// Pages that there is room for: as many as a packet can have, or 0.
+    pub room: u32,
+    /// Number of the packet among those of all channels.
+    pub number: u64,
+    /// The block.
+    pub block: &'a [u8],
+    /// Offsets of pages whose contents follow.
+    pub normal: &'a [u64],
+    /// Offsets of pages that are zero.
+    pub zero: &'a [u64],
+}
+
+impl Head<'_> {
+    /// As it is written, with `size` bytes behind it. `invalid-argument` if there are more pages than a packet has, or too long a name.
+    pub fn put(&self, size: usize, out: &mut [u8; HEADER_BYTES]) -> Result<()> {
+        let pages = self.normal.len() + self.zero.len();
+        let (Ok(size), true) = (u32::try_from(size), pages <= MULTIFD_PAGES as usize && self.block.len() < NAME_BYTES) else {
+            let text = format!("{pages} pages of a block with a name of {} bytes are no multifd packet", self.block.len());
+            return Err(Error::new(ErrorKind::InvalidArgument, text));
+        };
+        let count = |list: &[u64]| u32::try_from(list.len()).unwrap_or(MULTIFD_PAGES); // bounded above
+        let method = match self.method {
+            Method::None => 0,
+            Method::Zlib => 0x02,
+            Method::Zstd => 0x04,
+            Method::Qpl => 0x08,
+            Method::Uadk => 0x10,
+        };
+        out.fill(0);
+        let flags = method | if self.sync { MULTIFD_SYNC } else { 0 };
+        let words = [MULTIFD_MAGIC, MULTIFD_VERSION, flags, self.room, count(self.normal), size];
+        for (place, word) in out.chunks_exact_mut(4).zip(words) {
+            place.copy_from_slice(&word.to_be_bytes());
+        }
+        out[24..32].copy_from_slice(&self.number.to_be_bytes());
+        out[32..36].copy_from_slice(&count(self.zero).to_be_bytes());
+        out[NAME_AT..NAME_AT + self.block.len()].copy_from_slice(self.block);
+        for (place, offset) in out[OFFSETS_AT..].chunks_exact_mut(8).zip(self.normal.iter().chain(self.zero)) {
+            place.copy_from_slice(&offset.to_be_bytes());
+        }
+        Ok(())
+    }
+}
+
 impl Packet {
     /// Read the next header; `None` where the channel ends between packets.
     pub fn read<S: ByteSource>(input: &mut Input<S>) -> Result<Option<Self>> {
