@@ -84,10 +84,10 @@ $(VENV)/.docs: requirements/docs.txt $(VENV)/.pinned
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/docs.txt -c requirements/dev.txt
 	@touch $@
 
-fuzz: ## Fuzz the stream decoder (FUZZ_TARGET=stream FUZZ_SECONDS=60); see fuzz/README.md
+fuzz: ## Fuzz a decoder (FUZZ_TARGET=stream|xbzrle|pages|multifd FUZZ_SECONDS=60); see fuzz/README.md
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is needed: cargo install cargo-fuzz --locked"; exit 1; }
 	$(PYTHON) fuzz/make_seeds.py
-	cd fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $(FUZZ_TARGET) -- -dict=$(FUZZ_TARGET).dict -max_total_time=$(FUZZ_SECONDS)
+	cd fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $(FUZZ_TARGET) -- $(if $(wildcard fuzz/$(FUZZ_TARGET).dict),-dict=$(FUZZ_TARGET).dict) -max_total_time=$(FUZZ_SECONDS)
 
 doctor: build ## What the kernel and the permissions allow here
 	$(BIN)/qmig-e2k doctor

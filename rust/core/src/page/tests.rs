@@ -8,6 +8,9 @@ use proptest::prelude::*;
 use super::{Delta, Inflate, Unzstd, XBZRLE_PAGE_MAX, XbzrleEncoder, deflate_page, inflate_page, unzstd_page, xbzrle_decode, zstd_page};
 use crate::sys::flips::Level;
 
+#[path = "../../tests/slow/mod.rs"]
+mod slow;
+
 const PAGE: usize = 4096;
 
 #[test]
@@ -108,35 +111,12 @@ fn runs_as_long_as_can_be() {
     assert_eq!((found.len(), &found[..3]), (XBZRLE_PAGE_MAX + 2, &[0, 0xff, 0x7f][..]));
 }
 
-/// The contract of spec/stream 5.3, step by step.
+/// The same by the slow encoder.
 fn encode_slowly(old: &[u8], new: &[u8], room: usize) -> Result<Vec<u8>, Delta> {
-    let number = |value: usize| if value < 0x80 { vec![value as u8] } else { vec![value as u8 | 0x80, (value >> 7) as u8] };
-    let (mut delta, mut at) = (Vec::new(), 0);
-    while at < new.len() {
-        if delta.len() + 2 > room {
-            return Err(Delta::Overflow);
-        }
-        let skipped = (at..new.len()).take_while(|i| old[*i] == new[*i]).count();
-        if skipped == new.len() {
-            return Err(Delta::Equal);
-        }
-        at += skipped;
-        if at == new.len() {
-            break;
-        }
-        delta.extend(number(skipped));
-        if delta.len() + 2 > room {
-            return Err(Delta::Overflow);
-        }
-        let changed = (at..new.len()).take_while(|i| old[*i] != new[*i]).count();
-        delta.extend(number(changed));
-        if delta.len() + changed > room {
-            return Err(Delta::Overflow);
-        }
-        delta.extend(&new[at..at + changed]);
-        at += changed;
-    }
-    if new.is_empty() { Err(Delta::Equal) } else { Ok(delta) }
+    slow::encode(old, new, room).map_err(|none| match none {
+        slow::None::Equal => Delta::Equal,
+        slow::None::Overflow => Delta::Overflow,
+    })
 }
 
 #[test]
@@ -294,6 +274,18 @@ proptest! {
             let mut page = old;
             let end = xbzrle_decode(&delta, &mut page).unwrap();
             prop_assert!(page == new && end <= new.len());
+        }
+    }
+
+    /// The decoder accepts, refuses and patches what the slow one does, whatever the bytes: half of them are numbers as they occur.
+    #[test]
+    fn xbzrle_decodes_as_slowly(delta in prop::collection::vec(prop_oneof![0_u8..5, any::<u8>()], 0..60), len in prop_oneof![Just(PAGE), 0_usize..300]) {
+        let old: Vec<u8> = (0..len).map(|i| (i / 3) as u8).collect();
+        let mut page = old.clone();
+        let fast = xbzrle_decode(&delta, &mut page);
+        match slow::decode(&delta, &old) {
+            Ok((expected, end)) => prop_assert!(fast.unwrap() == end && page == expected),
+            Err(why) => prop_assert!(fast.is_err(), "{}", why),
         }
     }
 
