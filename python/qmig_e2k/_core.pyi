@@ -25,6 +25,13 @@ class StreamError(MigrationError):
 
 # ---- memory (rust/py/src/block.rs) ----------------------------------------------------------------------------------
 
+def next_log() -> tuple[int, str, str] | None:
+    """What the core has to say next, waiting for it with the interpreter lock released: level of Python's logging, module of the core, text. None
+    once close_log() was called."""
+
+def close_log() -> None:
+    """Wake who waits in next_log(), when all has been fetched; nothing more is kept."""
+
 def probe() -> dict[str, tuple[bool, str, str]]:
     """What kernel and permissions allow: name -> (ok, detail, remedy). Names: `userfaultfd`, `missing`, `missing-shmem`, `missing-hugetlb`, `kernel-faults`, `minor`,
     `poison`, `wp-async`, `pagemap-scan`, `memfd`, `hugetlb`, `thp`."""

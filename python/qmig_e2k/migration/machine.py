@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from qmig_e2k._core import Block, Control, check_postcopy
+from qmig_e2k.corelog import forward
 from qmig_e2k.errors import MigrationError, migration_error
 from qmig_e2k.migration.blockers import POSTCOPY, RUNNING, Blockers
 from qmig_e2k.migration.settings import Settings
@@ -102,6 +103,7 @@ class Machine:
         running: bool = False,
         cpus: int = 0,
     ) -> None:
+        forward()
         self.name = name
         self.cpus = cpus
         self.label = label

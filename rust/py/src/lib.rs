@@ -11,6 +11,7 @@ mod faults;
 mod guest;
 mod incoming;
 mod lab;
+mod log;
 mod monitor;
 mod outgoing;
 mod stored;
@@ -33,5 +34,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     monitor::register(module)?;
     faults::register(module)?;
     guest::register(module)?;
+    log::register(module)?;
     lab::register(module)
 }
