@@ -1,6 +1,8 @@
 //! A scripted source of postcopy at the other end of a socket, and a destination that is driven as Python drives it.
 #![allow(missing_docs, clippy::unwrap_used, clippy::missing_panics_doc, dead_code)]
 
+pub mod tmpfs;
+
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -49,6 +51,8 @@ pub enum Manner {
     Good,
     /// Its device reads the first page of the first block while it is loaded.
     Touches,
+    /// The same, whatever it finds there.
+    Peeks,
     /// Its device refuses its state.
     Refuses,
     /// It cannot be started.
@@ -179,6 +183,7 @@ impl Drop for Guard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.incoming.abandon();
+            self.0.incoming.let_go();
         }
     }
 }
@@ -201,6 +206,7 @@ pub fn load(incoming: &Incoming, blocks: &[Arc<Block>], manner: Manner) -> Resul
                 assert_eq!(state, *b"thestate");
                 match manner {
                     Manner::Touches => verify_page(&blocks[0], 0),
+                    Manner::Peeks => blocks[0].read(0, &mut [0; 8])?,
                     Manner::Refuses => return Err(Error::new(ErrorKind::DeviceState, "refused")),
                     _ => {}
                 }

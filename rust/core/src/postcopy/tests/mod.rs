@@ -5,12 +5,16 @@ mod memory;
 mod placing;
 mod random;
 mod service;
+#[path = "../../../tests/scripted/tmpfs.rs"]
+mod tmpfs;
 
 use std::fmt::Debug;
 use std::io::Write;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use tmpfs::Tmpfs;
 
 use super::*;
 use crate::ram::{Backing, Block, BlockOptions, TARGET_PAGE};

