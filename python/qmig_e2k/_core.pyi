@@ -484,9 +484,14 @@ class Incoming:
         """After "run", when the machine has been started (or stays paused): wait until its memory is complete. Releases the interpreter lock; may last
         for days, for a lost connection only pauses it (status `postcopy-paused`, `Control.recover`). On return the source has its SHUT 0, and the
         status is `completed`. Raises MigrationError (`cancelled`) after abandon(), and the cause if the machine was aborted before."""
+    def waiting(self) -> int:
+        """How many pages of the machine somebody waits for, in postcopy."""
+    def let_go(self) -> None:
+        """After abandon(), when the emulator has stopped: nobody acts on the memory any more. Its blocks are free again; a thread that
+        waits for a page all the same finds zeros."""
     def abandon(self) -> None:
-        """The machine runs and its memory is incomplete, but it will never run again (the process ends): threads that wait for a page go on, in memory that
-        is worth nothing, and wait() raises. Stop the vCPUs' loops first, so that they end when they wake. Never blocks."""
+        """The machine runs and its memory is incomplete, but it will never run again: wait() raises, and threads that wait for a page wait on, until
+        let_go() or the end of the process. Never blocks."""
     def finish(self, status: int = 0) -> None:
         """Answer SHUT(status) if there is a return path, and close. Another status than 0: the machine does not run here; a source that gave it away in
         postcopy gets it back. Without effect after wait()."""

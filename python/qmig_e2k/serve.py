@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -136,7 +137,7 @@ def serve(options: Options) -> None:
         # from here on signals and `quit` end even a stuck process
         server.monitor.handle_signals()
         cleanup.callback(server.close)
-        cleanup.callback(guest.stop)
+        cleanup.callback(_stop, vm, guest, server)
         cleanup.callback(vm.close)
         # whoever gets an answer over QMP finds the machine running or waiting, as the command line says
         _begin(options, vm)
@@ -145,6 +146,16 @@ def serve(options: Options) -> None:
         if sys.stdout.isatty():
             cleanup.callback(LiveView(vm.machine.control, sys.stdout).close)
         server.serve()
+
+
+def _stop(vm: Vm, guest: ModelGuest, server: QmpServer) -> None:
+    """The guest's threads end; those that wait for a page that will never come end with the process, which is over."""
+    if not vm.machine.stuck:
+        guest.stop()
+        return
+    server.close()
+    logging.shutdown()
+    os._exit(0)
 
 
 def _begin(options: Options, vm: Vm) -> None:

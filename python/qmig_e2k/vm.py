@@ -342,7 +342,8 @@ class Vm:
         """End migrations and QMP service. Idempotent, from any thread.
 
         A cancelled migration leaves the machine running here. A postcopy under way is waited for at the source, as long
-        as it has a connection; at the destination it is given up, with the guest stopped.
+        as it has a connection; at the destination it is given up, with the guest stopped. A thread that waits for a
+        page there finds no zeros: it waits until the process ends, which the end of the program sees to.
         """
         self.machine.close()
 

@@ -48,8 +48,12 @@ HOST = textwrap.dedent("""
                 threading.Thread(target=receive).start()
             elif command == "prefault":  # detached: the lock is free meanwhile
                 threading.Thread(target=lambda: say("prefaulted", ram.prefault(at[0], at[1] - at[0]))).start()
+            elif command == "waiting":
+                say("waiting", arrival.waiting)
             elif command == "alive":
                 say("alive")
+            elif command == "end":
+                break
             elif command == "wait":
                 arrival.wait(30)
                 say("complete", hashlib.sha256(memory).hexdigest())
@@ -214,3 +218,17 @@ def test_its_end(host):
     host.tell("touch", LAST, SIZE)
     host.process.terminate()
     assert host.process.wait(20) != 0
+
+
+def test_the_end_of_its_program(host):
+    """Who waits in the kernel finds no zeros when the machine is closed, and ends with the program."""
+    host.tell("receive", LAST, SIZE)
+
+    def waits():
+        host.tell("waiting")
+        return host.line() == "waiting 1"
+
+    wait_until(waits, what="a thread that waits")
+    host.tell("end")
+    assert host.process.wait(60) == 1
+    assert host.process.stdout.read() == "", "nothing was received into a page of zeros"

@@ -120,9 +120,22 @@ class Arrival(Handle):
         return True
 
     def abandon(self) -> None:
-        """End it whatever is lost by that: a machine that runs without all of its memory is worth nothing then."""
+        """End it whatever is lost by that: a machine that runs without all of its memory is worth nothing then.
+
+        Whoever waits for a page goes on waiting, until `let_go` or the end of the process.
+        """
         self._source.abandon()
         self._source.close()
+
+    @property
+    def waiting(self) -> int:
+        """How many missing pages of the machine somebody waits for."""
+        return self._source.waiting()
+
+    def let_go(self) -> None:
+        """After `abandon`, when nothing acts on the memory: it can be used again. Nothing while somebody waits."""
+        if not self.waiting:
+            self._source.let_go()
 
     def recover(self, uri: str, *, fd: int | None = None) -> None:
         """Listen at `uri` for the source, which recovers as well; `addresses` then says where.

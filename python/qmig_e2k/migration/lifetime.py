@@ -3,14 +3,19 @@
 The workers of this package are ordinary threads, so that none is torn down in the middle of a machine; but a listener
 that nobody ever connects to
 would then keep a finished program alive. A small watcher, which the interpreter does not wait for, closes whatever is
-open at that moment.
+open at that moment. A thread that waits for a page of a machine that was given up cannot be ended by anything but the
+process, which then ends with status 1.
 """
 
+import atexit
+import os
+import sys
 import threading
+import time
 import weakref
 from typing import Protocol
 
-__all__ = ["close_with_program"]
+__all__ = ["close_with_program", "end_with_program"]
 
 
 class Closable(Protocol):
@@ -20,24 +25,68 @@ class Closable(Protocol):
         """End it."""
 
 
-_open: "weakref.WeakSet[Closable]" = weakref.WeakSet()
+class Closing(Closable, Protocol):
+    """The same, of a machine."""
+
+    @property
+    def stuck(self) -> int:
+        """For how many pages somebody waits, although they will never come."""
+
+
+GRACE_S = 5.0
+"""What a finished program with stuck threads leaves to its other ones."""
+
+_open: "weakref.WeakSet[Closing]" = weakref.WeakSet()
+_stuck: list[Closing] = []
 _lock = threading.Lock()
 _watcher: threading.Thread | None = None
 
 
-def close_with_program(thing: Closable) -> None:
+def close_with_program(thing: Closing) -> None:
     """Close `thing` when the main thread has ended, if it is still there."""
-    global _watcher  # noqa: PLW0603  one watcher per process
     with _lock:
         _open.add(thing)
+    _begin()
+
+
+def end_with_program(thing: Closing) -> None:
+    """`thing` is closed, but threads wait for its pages: the process ends when all others have ended."""
+    with _lock:
+        _stuck.append(thing)
+    _begin()
+
+
+def _begin() -> None:
+    global _watcher  # noqa: PLW0603  one watcher per process
+    with _lock:
         if _watcher is None or not _watcher.is_alive():
+            atexit.register(_end_if_stuck)
             _watcher = threading.Thread(target=_watch, name="lifetime", daemon=True)
             _watcher.start()
 
 
 def _watch() -> None:
     threading.main_thread().join()
-    with _lock:
-        things = list(_open)
-    for thing in things:
+    for thing in _things():
         thing.close()
+    # the interpreter waits for every thread that is no daemon, and then comes to `_end_if_stuck`
+    end = time.monotonic() + GRACE_S
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.main_thread():
+            thread.join(max(end - time.monotonic(), 0))
+    _end_if_stuck()
+
+
+def _end_if_stuck() -> None:
+    pages = sum(thing.stuck for thing in _things())
+    if pages:
+        message = f"threads wait for {pages} pages of a machine that was given up: the process ends without them"
+        sys.stderr.write(message + "\n")
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(1)
+
+
+def _things() -> list[Closing]:
+    with _lock:
+        return list({*_open, *_stuck})

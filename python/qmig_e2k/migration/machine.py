@@ -19,6 +19,7 @@ from qmig_e2k._core import Block, Control, check_postcopy
 from qmig_e2k.corelog import forward
 from qmig_e2k.errors import MigrationError, migration_error
 from qmig_e2k.migration.blockers import POSTCOPY, RUNNING, Blockers
+from qmig_e2k.migration.lifetime import end_with_program
 from qmig_e2k.migration.settings import Settings
 from qmig_e2k.savevm import Configuration, GlobalState, Registry, VirtualClock
 
@@ -396,33 +397,47 @@ class Machine:
         """End what is under way, as far as it can be ended; does not wait.
 
         A postcopy that sends goes on, for the destination needs the memory. One without a connection is given up, and
-        so is one that receives: nothing of the machine is left then.
+        so is one that receives: nothing of the machine is left then, and whoever waits for a page of it waits on.
         """
         self.control.cancel()
         if self.control.outgoing_status == "postcopy-paused":
             self.control.fail_outgoing("the machine was closed while the destination still needed its memory")
         if self.arrival is not None:
             if self.control.incoming_status in POSTCOPY and self.running:
-                self._halt_incomplete()
+                self._halting().join(_STOP_PATIENCE)
             self.arrival.abandon()
 
-    def _halt_incomplete(self) -> None:
-        """Stop a guest whose memory is not going to be complete, or tell it to stop if it waits for a page just now."""
-        stopping = threading.Thread(target=self.give_up, name="stop")
-        stopping.start()
-        stopping.join(_STOP_PATIENCE)
-
     def give_up(self) -> None:
-        """Stop a guest that can never run again: its memory is incomplete."""
+        """Stop a guest that can never run again, for lack of memory; one that waits for a page is only told so."""
+        stopping = self._halting()
+        while stopping.is_alive() and not (self.arrival and self.arrival.waiting):
+            stopping.join(_CLOSE_POLL)
+
+    def _halting(self) -> threading.Thread:
+        # no reason for the interpreter to wait, if the guest never gets its page
+        stopping = threading.Thread(target=self._halt_incomplete, name="stop", daemon=True)
+        stopping.start()
+        return stopping
+
+    def _halt_incomplete(self) -> None:
         try:
             self.stop("internal-error")
         except MigrationError:
             log.exception("a guest with incomplete memory could not be stopped")
+        else:
+            if self.arrival is not None:
+                self.arrival.let_go()
+
+    @property
+    def stuck(self) -> int:
+        """For how many pages of a machine that was given up somebody waits: for ever, as they are nowhere."""
+        return self.arrival.waiting if self.arrival is not None and self.arrival.done() else 0
 
     def close(self) -> None:
         """End migrations and QMP service, and wait for their threads. Idempotent, from any thread.
 
-        A guest that runs here while postcopy still brings its memory is stopped for good.
+        A guest that runs here while postcopy still brings its memory is stopped for good. Threads that wait for a page
+        of it then cannot be helped, for zeros in place of data might be acted on: they end with the process.
         """
         self.abandon()  # first: a command may be waiting for the end of a switchover
         while self.servers:
@@ -431,6 +446,9 @@ class Machine:
         for handle in (self.departure, self.arrival):
             while handle is not None and not handle.ended(_CLOSE_POLL):
                 self.abandon()  # a connection that is lost now is not found again
+        if self.stuck:
+            log.error("threads wait for %d pages of a machine that was given up: they end with the process", self.stuck)
+            end_with_program(self)
 
     def refuse_change(self, what: str) -> None:
         """Raises MigrationError (`invalid-state`) while a migration is under way in either direction."""

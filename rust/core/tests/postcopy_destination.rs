@@ -605,6 +605,7 @@ fn a_source_that_owes_a_page_and_says_nothing_is_not_waited_for() {
         assert!(why.contains("sent nothing for 50ms while 1 requested pages are outstanding") && why.contains("migrate-recover"), "{why}");
         assert!(source.rest().is_empty());
         destination.incoming.abandon();
+        destination.incoming.let_go();
     });
     destination.outcome().unwrap_err();
 }
@@ -649,7 +650,7 @@ fn a_source_that_does_not_read_is_given_up() {
 }
 
 #[test]
-fn a_machine_that_is_given_up_lets_its_threads_go() {
+fn the_threads_of_a_machine_that_is_given_up_find_no_zeros() {
     let (destination, mut source) = running(&[]);
     thread::scope(|scope| {
         let _guard = destination.guard();
@@ -660,10 +661,14 @@ fn a_machine_that_is_given_up_lets_its_threads_go() {
         destination.paused();
         assert!(!stuck.is_finished(), "nothing is let go while a page is outstanding");
         assert_eq!(destination.incoming.finish(1), Ok(()), "it runs: nothing is given back");
+        destination.incoming.let_go();
         destination.incoming.abandon();
+        assert_eq!(destination.outcome().unwrap_err().kind, ErrorKind::Cancelled);
+        assert_eq!((stuck.is_finished(), destination.incoming.waiting()), (false, 1));
+        // Whoever knows that nobody acts on it lets go.
+        destination.incoming.let_go();
         stuck.join().unwrap().unwrap();
     });
-    assert_eq!(destination.outcome().unwrap_err().kind, ErrorKind::Cancelled);
     assert!(source.rest().is_empty(), "a source must never hear that a machine did not run that did");
 }
 

@@ -137,6 +137,14 @@ impl Incoming {
         py.detach(|| self.inner.abandon());
     }
 
+    fn waiting(&self) -> u64 {
+        self.inner.waiting()
+    }
+
+    fn let_go(&self, py: Python<'_>) {
+        py.detach(|| self.inner.let_go());
+    }
+
     #[pyo3(signature = (status = 0))]
     fn finish(&self, py: Python<'_>, status: u32) -> PyResult<()> {
         py.detach(|| self.inner.finish(status)).map_err(|e| to_py(&e))

@@ -23,6 +23,8 @@ pub struct Memory {
     /// As many zeros as the largest host page has bytes: the kernel makes no zero pages of the larger ones.
     zeros: Mapping,
     watch: OnceLock<Watch>,
+    /// Nobody may find zeros, not even at the end.
+    kept: AtomicBool,
 }
 
 /// One block of it.
@@ -116,7 +118,7 @@ impl Memory {
         };
         let largest = blocks.iter().map(|block| to_usize(block.page_size())).max().unwrap_or(TARGET_PAGE);
         let zeros = Mapping::anon(largest, false)?;
-        Ok(Arc::new(Self { regions: blocks.iter().map(region).collect(), zeros, watch: OnceLock::new() }))
+        Ok(Arc::new(Self { regions: blocks.iter().map(region).collect(), zeros, watch: OnceLock::new(), kept: AtomicBool::new(false) }))
     }
 
     /// How many blocks.
@@ -266,6 +268,11 @@ impl Memory {
         if self.watch.get().is_some_and(Watch::off) {
             self.regions.iter().for_each(|region| region.block.memory().resume_huge());
         }
+    }
+
+    /// From now on only [`Self::disarm`] stops watching: if this is dropped before, whoever waits goes on waiting until the process ends.
+    pub fn keep(&self) {
+        self.kept.store(true, Ordering::Release);
     }
 
     /// The block and the offset of the host page at an address; none if it is not watched.
@@ -464,6 +471,10 @@ impl Watch {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if *self.kept.get_mut() && self.uffd().is_ok() {
+            // The kernel unregisters what belongs to a closed descriptor.
+            std::mem::forget(self.watch.take());
+        }
         self.disarm();
     }
 }

@@ -11,7 +11,9 @@
 //! Before the machine runs everything can be undone, and whoever is stuck in a missing page goes on, in memory that is worth nothing.
 //! Once it runs nothing is unregistered while a page is missing: a thread that waits for one waits until it comes. From RUN on a lost
 //! connection is a pause, not a failure, and only whoever starts the machine can know that it did not run: `finish(1)` is that word,
-//! and nothing else gives the machine back then. Nothing here ever needs Python.
+//! and nothing else gives the machine back then. That holds even for a machine that is given up (`abandon`): zeros where data belongs
+//! could be sent or written to a disk by whoever waits for it, so its threads wait on, until the process ends or `let_go`. Nothing here
+//! ever needs Python.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -106,6 +108,8 @@ pub struct Listening {
     /// What the fault thread died of, until there is another.
     blind: Arc<Mutex<Option<Error>>>,
     deadlines: Deadlines,
+    /// When whoever loads the devices has to have come to RUN.
+    load_until: Instant,
     blocks: AnnouncedBlocks,
     order: Arc<[usize]>,
     state: Mutex<State>,
@@ -136,6 +140,7 @@ impl Listening {
             faults: Mutex::default(),
             blind: Arc::default(),
             deadlines,
+            load_until: Instant::now() + deadlines.load,
             blocks: main.announced_blocks(),
             order: order.into(),
             state: Mutex::default(),
@@ -152,7 +157,7 @@ impl Listening {
             main.input().source().bound(UNREAD);
         }
         main.input().source().bear(&this.silence);
-        main.input().source().hurry(Instant::now() + deadlines.load, &this.patient);
+        main.input().source().hurry(this.load_until, &this.patient);
         this.serve(&connection)?;
         this.ask(&connection);
         control.set_incoming_status(Status::Active, Status::PostcopyActive);
@@ -237,12 +242,24 @@ impl Listening {
         self.links.cut();
     }
 
-    /// The machine may have run, but never will again, and the source hears nothing more: whoever waits for a page goes on in memory that is worth nothing.
+    /// The machine may have run, but never will again, and the source hears nothing more. Whoever waits for a page goes on waiting.
     pub fn abandon(&self) {
         self.lock()
             .ended
             .get_or_insert_with(|| Error::new(ErrorKind::Cancelled, "the machine was given up while its memory was incomplete"));
         self.changed.notify_all();
+    }
+
+    /// How many pages somebody waits for.
+    pub fn waiting(&self) -> u64 {
+        if self.requests.memory().uffd().is_ok() { self.requests.outstanding() } else { 0 }
+    }
+
+    /// After `abandon`: nobody acts on the memory any more. Whoever waits for a page all the same goes on, and finds zeros.
+    pub fn let_go(&self) {
+        if self.lock().ended.is_some() {
+            self.release();
+        }
     }
 
     /// Waits for the listen thread.
@@ -283,7 +300,11 @@ impl Listening {
             }
         };
         drop(sink);
-        self.release();
+        if end.is_err() && self.may_have_run() {
+            self.requests.memory().keep();
+        } else {
+            self.release();
+        }
         let over = end.map(|connection| {
             let memory = Arc::clone(self.requests.memory());
             let preempt = self.control.capability(super::PREEMPT);
@@ -307,6 +328,12 @@ impl Listening {
         // It still ends the other channel, and may not find that closed.
         drain(main);
         connection.close(&self.requests);
+    }
+
+    /// The machine has run, or may have, and lacks memory.
+    fn may_have_run(&self) -> bool {
+        let state = self.lock();
+        state.running && !state.told && self.requests.memory().check_complete().is_err()
     }
 
     /// Nobody waits for a page any more, or may.
@@ -419,14 +446,22 @@ impl Listening {
         drained
     }
 
-    /// All memory is here: waits until the machine is, too.
+    /// All memory is here: waits until the machine is, too. Whoever loads its devices has a deadline for that; once they may run, it is
+    /// not for this side to say that they do not.
     fn loaded(&self) -> Result<()> {
         let mut state = self.lock();
         loop {
+            let left = self.load_until.saturating_duration_since(Instant::now());
             match &state.ended {
                 Some(error) => return Err(error.clone()),
                 None if state.settled => return Ok(()),
-                None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None if state.running => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None if left.is_zero() => {
+                    let text = format!("the devices were not loaded within {:?}; see what keeps the machine here", self.deadlines.load);
+                    // At once: RUN comes too late now.
+                    return Err(state.ended.insert(Error::new(ErrorKind::Timeout, text)).clone());
+                }
+                None => state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
             }
         }
     }

@@ -143,7 +143,11 @@ impl Incoming {
     /// Wait for the main channel. Until a source connects only `close` ends the wait: whoever cancels a migration means one that
     /// has begun. A command or a descriptor is a source from the start.
     pub fn accept(&self) -> Result<()> {
-        let listener = self.link().listener.take().ok_or_else(|| Error::new(ErrorKind::InvalidState, "accept before listen"))?;
+        let listener = self.link().listener.take();
+        let Some(listener) = listener else {
+            let early = || Error::new(ErrorKind::InvalidState, "accept before listen");
+            return Err(if self.cancel.is_set() { cancelled() } else { early() });
+        };
         if !listener.is_socket() {
             self.control.incoming_connected(&self.cancel);
         }
@@ -297,7 +301,7 @@ impl Incoming {
     pub fn close(&self) {
         if let Some(listening) = self.listening()
             && !listening.is_over()
-            && !listening.abort(Error::new(ErrorKind::Cancelled, "cancelled on this side"))
+            && !listening.abort(cancelled())
         {
             self.links.cut();
             return;
@@ -320,12 +324,26 @@ impl Incoming {
         }
     }
 
-    /// The machine, which runs here and whose memory is incomplete, will never run again: threads that wait for a page go on, in memory
-    /// that is worth nothing, and `wait` fails. For the end of the process.
+    /// The machine, which runs here and whose memory is incomplete, will never run again, and `wait` fails. Threads that wait for a page go
+    /// on waiting, and the blocks stay taken, until [`Self::let_go`] or the end of the process: what they would read is zeros where data
+    /// belongs, and they might write that to a disk before anybody can stop them.
     pub fn abandon(&self) {
         if let Some(listening) = self.listening() {
             listening.abandon();
             self.cancel.set();
+        }
+    }
+
+    /// How many pages somebody waits for, in postcopy.
+    pub fn waiting(&self) -> u64 {
+        self.listening().map_or(0, |listening| listening.waiting())
+    }
+
+    /// After `abandon`, when the emulator has stopped: nobody acts on the memory any more. The blocks are free again; a thread that waits
+    /// for a page all the same goes on, and finds zeros.
+    pub fn let_go(&self) {
+        if let Some(listening) = self.listening() {
+            listening.let_go();
         }
     }
 
@@ -429,7 +447,7 @@ impl Incoming {
         if self.control.settle_incoming() {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Cancelled, "cancelled on this side"))
+        Err(cancelled())
     }
 
     fn answer(&self, message: &ReturnMessage) -> Result<()> {
@@ -500,6 +518,10 @@ impl PayloadSource for Feed {
     fn skip(&mut self, n: u64) -> Result<()> {
         self.payload()?.skip(n)
     }
+}
+
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, "cancelled on this side")
 }
 
 fn closed() -> Error {

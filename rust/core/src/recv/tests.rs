@@ -36,6 +36,10 @@ fn sources_end(socket: UnixStream) -> (Input<ReadHalf>, WriteHalf) {
 }
 
 fn rig() -> Rig {
+    rig_with(Deadlines::default())
+}
+
+fn rig_with(deadlines: Deadlines) -> Rig {
     let control = Arc::new(Control::new(None));
     control.begin_incoming().unwrap();
     control.set_incoming_status(Status::None, Status::Active);
@@ -57,7 +61,7 @@ fn rig() -> Rig {
     let (before, _) = halves(UnixStream::pair().unwrap().0, &cancel);
     let mut main = Decoder::new(Input::new(Source::new(before)), DecoderOptions::default());
     main.replace_source(Source::new(reader));
-    let listening = Listening::start(&control, &links, requests, vec![0], main, connection, Deadlines::default()).unwrap();
+    let listening = Listening::start(&control, &links, requests, vec![0], main, connection, deadlines).unwrap();
     Rig { control, cancel, memory, block, listening, source: sources_end(theirs) }
 }
 
@@ -122,7 +126,43 @@ fn without_its_fault_thread_a_machine_that_runs_is_paused_and_a_recovery_brings_
     rig.listening.abandon();
     rig.cancel.set();
     assert_eq!(waiting.join().unwrap().unwrap_err().kind, ErrorKind::Cancelled);
+    // The machine has run: nobody finds zeros before it is known that nobody acts on them.
+    assert_eq!((touching.is_finished(), rig.listening.waiting()), (false, 1));
+    rig.listening.let_go();
     touching.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_a_given_up_machine_waits_for_does_not_come_with_its_end() {
+    let rig = rig();
+    rig.listening.run_machine().unwrap();
+    let block = Arc::clone(&rig.block);
+    let touching = std::thread::spawn(move || block.read(PAGE as u64, &mut [0; 8]));
+    until("a request", || rig.listening.waiting() == 1);
+    rig.listening.abandon();
+    rig.cancel.set();
+    rig.listening.join();
+    let Rig { block, memory, listening, control, .. } = rig;
+    let weak = Arc::downgrade(&memory);
+    drop((listening, memory, control));
+    assert!(weak.upgrade().is_none(), "nobody has it any more");
+    // Had its descriptor been closed the kernel would have woken the thread by now.
+    assert!(!touching.is_finished());
+    let error = crate::ram::Lease::take(&block).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidState, "{error}");
+}
+
+#[test]
+fn devices_that_are_never_loaded_are_not_waited_for() {
+    let mut rig = rig_with(Deadlines { load: Duration::from_millis(50), ..Deadlines::default() });
+    (0..4).for_each(|page| rig.memory.note_received(0, page));
+    let mut end = Output::new();
+    end.eof();
+    rig.source.1.write_all(end.as_slice()).unwrap();
+    assert_eq!(rig.heard(), Some(ReturnMessage::Shut(NEVER_RAN)));
+    let error = rig.listening.run_machine().unwrap_err();
+    assert!(error.kind == ErrorKind::Timeout && error.message.contains("devices were not loaded within 50ms"), "{error}");
+    rig.listening.join();
 }
 
 #[test]
