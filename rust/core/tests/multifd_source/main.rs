@@ -278,7 +278,7 @@ fn a_stalled_channel_has_so_much_patience() {
     let mut outgoing = setting.outgoing(&control, &blocks);
     let error = migrate(&mut outgoing, &session, &peer.uri(), || {}).unwrap_err();
     assert_eq!((error.kind, session.owned()), (ErrorKind::Timeout, true), "{error}");
-    assert_eq!(error.path, "multifd channel 1");
+    assert_eq!(error.path, "multifd/channel 1");
     drop(peer.record());
 }
 

@@ -81,7 +81,7 @@ impl Plan {
         let named = |channel| {
             open(channel).map_err(|mut error: Error| {
                 error.message += "; does the destination have `multifd` on, and the same `multifd-channels`?";
-                error.within(&format!("multifd channel {channel}"))
+                error.within(&format!("channel {channel}")).within("multifd")
             })
         };
         (0..self.channels).map(named).collect()

@@ -115,7 +115,7 @@ impl Sender {
                 Job::Sync(number) => self.sync(number, &mut header).map(|tally| self.deal.sent_sync(tally)),
             };
             if let Err(error) = done {
-                let error = error.within(&format!("multifd channel {}", self.channel));
+                let error = error.within(&format!("channel {}", self.channel)).within("multifd");
                 if error.kind != ErrorKind::Cancelled {
                     // Before the migration thread hears of it: what ended the migration is this.
                     self.session.fail(error.clone());
