@@ -37,7 +37,7 @@ def test_globals(text, look, expected):
         "migration.downtime-limit=20ms",
         "migration.max-bandwidth=fast",
         "migration.no-such=on",
-        "migration.multifd=on",
+        "migration.x-colo=on",
     ],
 )
 def test_bad_globals_name_themselves(text):

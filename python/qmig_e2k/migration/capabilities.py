@@ -41,7 +41,7 @@ CAPABILITIES: Mapping[str, str | None] = MappingProxyType(
         "postcopy-preempt": None,
         "switchover-ack": _LATER,
         "dirty-limit": NO_DIRTY_RING,
-        "mapped-ram": _LATER,
+        "mapped-ram": None,
     }
 )
 """Every known capability in the order of `query-migrate-capabilities`: why it cannot be switched on; None: it can."""

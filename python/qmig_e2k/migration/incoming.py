@@ -45,6 +45,7 @@ def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
         refuse_unwanted(uri, fd)
         machine.expect_incoming()
         machine.check_postcopy()
+        machine.settings.check_file()
         control.begin_incoming()
         try:
             source = Incoming(

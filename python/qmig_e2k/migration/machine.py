@@ -188,7 +188,8 @@ class Machine:
     def configuration(self) -> Configuration:
         """What the machine says of itself in a stream, and compares with what a stream says."""
         uuid = None if self.uuid is None else self.uuid.bytes
-        return Configuration(self.name, uuid=uuid, send_uuid=self.settings.capabilities["validate-uuid"])
+        capabilities = self.settings.capabilities
+        return Configuration(self.name, capabilities.enabled, uuid, capabilities["validate-uuid"])
 
     def _unmigratable(self) -> list[str]:
         return [f"device {name} cannot be migrated" for name in self.registry.unmigratable()]

@@ -47,6 +47,7 @@ def migrate(machine: Machine, uri: str, fd: int | None = None) -> Migration:
     with closed_on_error(fd), machine.settings_lock:
         refuse_unwanted(uri, fd)
         _admit(machine)
+        machine.settings.check_file()
         machine.control.begin_outgoing()
         try:
             source = _Source(machine, uri)

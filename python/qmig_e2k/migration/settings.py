@@ -44,6 +44,14 @@ class Settings:
     capabilities: Capabilities = field(default_factory=Capabilities)
     parameters: Parameters = field(default_factory=Parameters)
 
+    def check_file(self) -> None:
+        """Raises MigrationError (`invalid-argument`) if the file of `mapped-ram` cannot be as the parameters say."""
+        if self.capabilities["mapped-ram"] and self.parameters["multifd-compression"] != "none":
+            raise migration_error(
+                "invalid-argument",
+                "'mapped-ram' has no room for compressed pages: set the parameter 'multifd-compression' to 'none'",
+            )
+
     def apply_global(self, *texts: str) -> None:
         """Apply `migration.NAME=VALUE`s: switches, capabilities and parameters; `x-NAME` means the same.
 

@@ -57,10 +57,10 @@ impl Kind {
 /// An open descriptor with its name and its switch, shared by the halves.
 #[derive(Debug)]
 pub(super) struct Link {
-    fd: Arc<OwnedFd>,
-    kind: Kind,
-    uri: Uri,
-    cancel: Cancel,
+    pub fd: Arc<OwnedFd>,
+    pub kind: Kind,
+    pub uri: Uri,
+    pub cancel: Cancel,
     _closer: Option<Registration>,
 }
 
@@ -81,7 +81,7 @@ impl Link {
         self.uri.error(ErrorKind::Cancelled, "cancelled")
     }
 
-    fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         if self.cancel.is_set() { Err(self.cancelled()) } else { Ok(()) }
     }
 
@@ -108,7 +108,7 @@ impl Link {
     }
 
     /// What a failed call means; a cancelled one means nothing else.
-    fn failed(&self, doing: &str, errno: Errno) -> Error {
+    pub fn failed(&self, doing: &str, errno: Errno) -> Error {
         if self.cancel.is_set() {
             return self.cancelled();
         }
@@ -133,7 +133,7 @@ impl Link {
 pub struct ReadHalf {
     /// Before the link: it is ended before its pipe closes.
     command: Option<Command>,
-    link: Option<Arc<Link>>,
+    pub(super) link: Option<Arc<Link>>,
     deadline: Option<Instant>,
     alarm: Option<Cancel>,
 }
@@ -243,6 +243,10 @@ impl ByteSource for ReadHalf {
     fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
         Self::read(self, buf)
     }
+
+    fn skip(&mut self, n: u64) -> Result<u64> {
+        self.pass(n)
+    }
 }
 
 /// The sending half.
@@ -250,7 +254,7 @@ impl ByteSource for ReadHalf {
 pub struct WriteHalf {
     /// Before the link: a command that gets half a stream is ended before it could take that for the whole.
     command: Option<Command>,
-    link: Option<Arc<Link>>,
+    pub(super) link: Option<Arc<Link>>,
     /// The file whose name must be on disk when `finish` returns.
     created: Option<Box<Path>>,
     deadline: Option<Instant>,

@@ -19,6 +19,7 @@ mod file;
 mod gather;
 mod half;
 mod listen;
+mod positioned;
 mod rate;
 mod tcp;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use cancel::{Cancel, Closer, Registration, Wake};
 pub use gather::{FIRST_BYTES, Look};
 pub use half::{ReadHalf, WriteHalf};
 pub use listen::Listener;
+pub use positioned::Positioned;
 pub use rate::{Clock, Monotonic, RateLimit, WINDOW};
 pub use uri::{Address, Inet, Uri};
 

@@ -164,7 +164,7 @@ fn parse_file(rest: &str) -> Result<Address, String> {
     Ok(Address::File { path: path.into(), offset })
 }
 
-/// A file offset: decimal or `0x` hexadecimal, or decimal with K, M, G or T. Must fit the kernel's signed offset.
+/// A file offset: decimal or `0x` hexadecimal, or decimal with B, K, M, G, T, P or E. Must fit the kernel's signed offset.
 fn parse_size(text: &str) -> Option<u64> {
     let value = if let Some(hex) = text.strip_prefix("0x") {
         u64::from_str_radix(hex, 16).ok()?
@@ -174,8 +174,12 @@ fn parse_size(text: &str) -> Option<u64> {
             b'M' => (&text[..text.len() - 1], 20),
             b'G' => (&text[..text.len() - 1], 30),
             b'T' => (&text[..text.len() - 1], 40),
+            b'P' => (&text[..text.len() - 1], 50),
+            b'E' => (&text[..text.len() - 1], 60),
+            b'B' => (&text[..text.len() - 1], 0),
             _ => (text, 0),
         };
+        let digits = digits.bytes().all(|b| b.is_ascii_digit()).then_some(digits)?; // no sign
         digits.parse::<u64>().ok()?.checked_mul(1 << shift)?
     };
     i64::try_from(value).ok().map(|_| value)
@@ -213,7 +217,12 @@ mod tests {
         assert_eq!(address("exec:cat > /x"), Address::Exec("cat > /x".into()));
         assert_eq!(address("file:/a,b"), Address::File { path: "/a,b".into(), offset: 0 });
         assert_eq!(address("file:/a,offset=0x1000"), Address::File { path: "/a".into(), offset: 4096 });
-        assert_eq!(address("file:/a,offset=2M"), Address::File { path: "/a".into(), offset: 2 << 20 });
+        for (offset, bytes) in
+            [("5", 5), ("5b", 5), ("3k", 3 << 10), ("2M", 2 << 20), ("1G", 1 << 30), ("1T", 1 << 40), ("1P", 1 << 50), ("1E", 1 << 60)]
+        {
+            let wanted = Address::File { path: "/a".into(), offset: bytes };
+            assert_eq!(address(&format!("file:/a,offset={offset}")), wanted);
+        }
     }
 
     #[test]
@@ -237,6 +246,9 @@ mod tests {
             ("exec: ", "command is missing"),
             ("file:", "path is missing"),
             ("file:/a,offset=x", "no size"),
+            ("file:/a,offset=", "no size"),
+            ("file:/a,offset=+1", "no size"),
+            ("file:/a,offset=8E", "no size"),
             ("file:/a,offset=9223372036854775808", "no size"),
             ("unix:a\0b", "NUL"),
             ("host:4444", "unknown transport"),

@@ -36,6 +36,15 @@ impl Bitmap {
         Self { words: vec![0; len.div_ceil(BITS)], len }
     }
 
+    /// `len` bits as they stand in `words`, lowest first; what is missing is clear, what is too much is dropped.
+    pub fn from_words(mut words: Vec<u64>, len: usize) -> Self {
+        words.resize(len.div_ceil(BITS), 0);
+        if let (Some(last), false) = (words.last_mut(), len.is_multiple_of(BITS)) {
+            *last &= u64::MAX >> (BITS - len % BITS);
+        }
+        Self { words, len }
+    }
+
     /// `len` bits, all set.
     pub fn full(len: usize) -> Self {
         let mut made = Self::new(len);

@@ -106,6 +106,10 @@ impl ByteSource for Source {
             }
         }
     }
+
+    fn skip(&mut self, n: u64) -> Result<u64> {
+        self.reader.skip(n)
+    }
 }
 
 /// The last word was said: reads and drops what still comes until the source hangs up, for a moment. Who closes a socket over unread

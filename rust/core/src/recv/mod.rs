@@ -9,6 +9,7 @@ mod back;
 mod late;
 mod listening;
 mod main;
+mod mapped_ram;
 mod multifd;
 mod places;
 mod placing;
@@ -23,7 +24,7 @@ mod tests;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::channel::{Address, Cancel, Listener, Uri};
+use crate::channel::{Cancel, Listener, ReadHalf, Uri};
 use crate::control::{Compression, Control, Links};
 use crate::ram::{Block, RamList};
 use crate::wire::limits::PACKAGE_MAX;
@@ -36,6 +37,7 @@ pub use listening::Deadlines;
 
 use listening::{Connection, Listening, NEVER_RAN};
 use main::{Main, Source, drain};
+use mapped_ram::MappedFile;
 use multifd::{FanIn, Terms};
 use postcopy::{Postcopy, Progress};
 use ram_loader::RamLoader;
@@ -129,11 +131,7 @@ impl Incoming {
 
     /// Bind or open; the addresses in the form of `socket-address`.
     pub fn listen(&self, uri: &Uri, fd: Option<std::os::fd::OwnedFd>) -> Result<serde_json::Value> {
-        let sockets = matches!(uri.address(), Address::Tcp(_) | Address::Unix(_));
-        if self.control.capability(MULTIFD) && !sockets && !self.control.capability("mapped-ram") {
-            let text = format!("{uri}: multifd needs further connections; use tcp: or unix:, or switch it off");
-            return Err(Error::new(ErrorKind::InvalidArgument, text));
-        }
+        self.control.check_transport(uri)?;
         let listener = Listener::bind(uri, fd)?;
         let addresses = listener.addresses();
         self.link().listener = Some(Arc::new(listener));
@@ -161,15 +159,11 @@ impl Incoming {
             (if preempt { listener.accept_first(&switch) } else { listener.accept(&switch) }?, None)
         };
         self.control.incoming_connected(&self.cancel);
+        let uri = channel.uri().clone();
         let (reader, writer) = channel.split();
-        let mut source = Source::new(reader.ok_or_else(|| Error::new(ErrorKind::BadUri, "this channel cannot be read from"))?);
-        let mut accept = Accept::empty();
-        if let Some(beside) = &beside {
-            accept |= Accept::MULTIFD;
-            source.stand_by(beside);
-            lock(&self.loader).stand_by(Arc::clone(beside));
-        }
-        lock(&self.feed).main = Some(Decoder::new(Input::with_capacity(source, BUFFER), self.options).accepting(accept));
+        let reader = reader.ok_or_else(|| Error::new(ErrorKind::BadUri, "this channel cannot be read from"))?;
+        let decoder = self.decoder(&uri, reader, beside.as_ref())?;
+        lock(&self.feed).main = Some(decoder);
         let mut link = self.link();
         link.beside = beside;
         link.second = if preempt { Some(Second::expect(Arc::clone(&listener), &switch)?) } else { None };
@@ -177,6 +171,23 @@ impl Incoming {
         link.listener = Some(listener);
         link.back = writer.map(|writer| Arc::new(Back::new(writer, switch)));
         Ok(())
+    }
+
+    /// The decoder of the main channel. With mapped-ram its offsets are those of the file, and the pages are read beside it.
+    fn decoder(&self, uri: &Uri, reader: ReadHalf, beside: Option<&Arc<FanIn>>) -> Result<Main> {
+        let (mut accept, mut begin) = (Accept::empty(), 0);
+        if let Some(file) = MappedFile::wanted(&self.control, uri, &reader)? {
+            accept |= Accept::MAPPED_RAM;
+            begin = reader.position()?;
+            lock(&self.loader).map(file);
+        }
+        let mut source = Source::new(reader);
+        if let Some(beside) = beside {
+            accept |= Accept::MULTIFD;
+            source.stand_by(beside);
+            lock(&self.loader).stand_by(Arc::clone(beside));
+        }
+        Ok(Decoder::new(Input::with_capacity(source, BUFFER).starting_at(begin), self.options).accepting(accept))
     }
 
     fn terms(&self) -> Terms {

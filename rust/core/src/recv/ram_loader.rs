@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::mapped_ram::MappedFile;
 use super::multifd::FanIn;
 use super::places::Places;
 use crate::postcopy::Memory;
@@ -23,12 +24,14 @@ pub struct RamLoader {
     memory: Option<Arc<Memory>>,
     /// Other channels that bring pages, too.
     beside: Option<Arc<FanIn>>,
+    /// Where the pages stand, if not in the stream.
+    mapped: Option<MappedFile>,
 }
 
 impl RamLoader {
     /// A loader for the registered blocks.
     pub fn new(list: RamList) -> Self {
-        Self { list, places: Arc::default(), order: Vec::new(), memory: None, beside: None }
+        Self { list, places: Arc::default(), order: Vec::new(), memory: None, beside: None, mapped: None }
     }
 
     /// The blocks of this machine.
@@ -39,6 +42,11 @@ impl RamLoader {
     /// Pages also come on these channels.
     pub fn stand_by(&mut self, channels: Arc<FanIn>) {
         self.beside = Some(channels);
+    }
+
+    /// The pages stand at fixed places of this file.
+    pub fn map(&mut self, file: MappedFile) {
+        self.mapped = Some(file);
     }
 
     /// The other channels may go on over what this one has stored.
@@ -128,6 +136,10 @@ impl PageSink for RamLoader {
             ));
         }
         self.places = Arc::new(Places::new(blocks)?);
+        if let Some(file) = &self.mapped {
+            let regions: Vec<_> = list.iter().filter_map(|entry| entry.mapped).collect();
+            file.load(&self.places, &regions)?;
+        }
         self.order = order;
         if let Some(channels) = &self.beside {
             channels.announce(&self.places);

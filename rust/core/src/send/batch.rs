@@ -40,6 +40,11 @@ impl Batch {
         self.max_bytes = bytes.clamp(8 << 10, MAX_BYTES);
     }
 
+    /// Bytes per write at most.
+    pub fn max_bytes(&self) -> u64 {
+        self.max_bytes
+    }
+
     /// Append stream bytes.
     pub fn put(&mut self, bytes: &[u8]) {
         let start = self.arena.len();

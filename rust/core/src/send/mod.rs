@@ -20,6 +20,7 @@ mod background;
 mod batch;
 mod convergence;
 mod discard;
+mod mapped_ram;
 mod multifd;
 mod outgoing;
 mod postcopy;

@@ -11,7 +11,7 @@ use super::return_path::ReturnPath;
 use super::stream::Stream;
 use super::ways;
 use crate::channel::{self, Address, Channel, Uri, WriteHalf};
-use crate::control::{Control, Phase, Session, Status};
+use crate::control::{Control, Phase, Session, Status, no_file};
 use crate::ram::dirty::DirtyMode;
 use crate::ram::{Block, RamList};
 use crate::recv::Deadlines;
@@ -166,6 +166,7 @@ impl Outgoing {
     pub fn connect(&mut self, uri: &Uri, fd: Option<std::os::fd::OwnedFd>) -> Result<()> {
         self.plan = self.plan(uri)?;
         let multifd = multifd::Plan::wanted(&self.control, self.options.format, uri)?;
+        self.control.check_transport(uri)?;
         if multifd.is_some() && self.plan.is_some() {
             return Err(Error::new(ErrorKind::InvalidArgument, "postcopy-ram does not go with multifd: switch one off"));
         }
@@ -179,7 +180,12 @@ impl Outgoing {
             self.multifd = Some((plan, plan.connect(uri, self.uuid, self.answer_deadline, &self.session.link()?)?));
         }
         self.uri = Some(uri.clone());
-        self.commits_after_finish = matches!(uri.address(), Address::File { .. });
+        let to_file = channel.writer.as_ref().is_some_and(WriteHalf::is_file);
+        if self.control.mapped_ram().is_some() && !to_file {
+            return Err(no_file(uri));
+        }
+        // Nobody runs from a file before it is whole. Anything else that was named as one (a FIFO) has nobody to wait for either.
+        self.commits_after_finish = to_file || matches!(uri.address(), Address::File { .. });
         self.channel = Some(channel);
         Ok(())
     }
@@ -208,7 +214,8 @@ impl Outgoing {
             self.advise()?;
         }
         let postcopy = self.plan.is_some();
-        let mut ways = ways::wanted(&self.control, &self.blocks)?;
+        let Some(stream) = &self.stream else { return Err(not_set_up()) };
+        let mut ways = ways::wanted(&self.control, &self.session, &self.blocks, stream)?;
         if let Some((plan, channels)) = self.multifd.take() {
             ways.insert(0, Box::new(Multifd::start(plan, channels, &self.blocks, &self.session)?));
         }

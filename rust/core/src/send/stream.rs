@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::batch::Batch;
 use crate::Result;
-use crate::channel::{RateLimit, WriteHalf};
+use crate::channel::{Positioned, RateLimit, WriteHalf};
 use crate::ram::Block;
 
 /// Bytes under way.
@@ -68,6 +68,34 @@ impl Stream {
     /// Wait until the channel takes something.
     pub fn room(&self) -> Result<()> {
         self.writer.room()
+    }
+
+    /// Bytes of one write at present.
+    pub fn piece(&self) -> u64 {
+        self.batch.max_bytes()
+    }
+
+    /// Bytes went out beside the stream: they count all the same.
+    pub fn account(&mut self, bytes: u64) {
+        self.sent += bytes;
+        self.rate.account(bytes);
+    }
+
+    /// The file that is written, if it is one.
+    pub fn positioned(&self) -> Option<Result<Positioned>> {
+        self.writer.positioned()
+    }
+
+    /// Position of the next byte in its file.
+    pub fn position(&mut self) -> Result<u64> {
+        self.flush()?;
+        self.writer.position()
+    }
+
+    /// The stream goes on at this position of its file.
+    pub fn go(&mut self, to: u64) -> Result<()> {
+        self.flush()?;
+        self.writer.go(to)
     }
 
     /// Append stream bytes.

@@ -5,9 +5,10 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use super::mapped_ram::{self, MappedRam};
 use super::stream::Stream;
 use super::zero_scout::PIECE;
-use crate::control::{Control, ZeroPageDetection};
+use crate::control::{Control, Session, ZeroPageDetection};
 use crate::ram::Block;
 use crate::wire::SectionKind;
 use crate::wire::consts::{PAGE_BYTES, PAGE_SIZE, RAM_CONTINUE, RAM_PAGE, RAM_ZERO};
@@ -135,9 +136,13 @@ pub trait Way: Debug + Send {
 }
 
 /// The ways that the capabilities of `control` ask for, in the order in which pages are offered to them.
-pub fn wanted(control: &Arc<Control>, _blocks: &[Arc<Block>]) -> Result<Vec<Box<dyn Way>>> {
+pub fn wanted(control: &Arc<Control>, session: &Arc<Session>, blocks: &[Arc<Block>], stream: &Stream) -> Result<Vec<Box<dyn Way>>> {
     let mut ways: Vec<Box<dyn Way>> = Vec::new();
-    if control.parameters().zero_page_detection == ZeroPageDetection::None {
+    let looks = control.parameters().zero_page_detection != ZeroPageDetection::None;
+    if let Some(threads) = control.mapped_ram() {
+        let file = mapped_ram::file(stream)?;
+        ways.push(Box::new(MappedRam::new(file, blocks, threads, looks, Arc::clone(session))?));
+    } else if !looks {
         ways.push(Box::new(Unlooked));
     }
     Ok(ways)

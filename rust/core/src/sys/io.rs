@@ -138,6 +138,23 @@ pub fn write(fd: BorrowedFd<'_>, vectors: &[IoVec<'_>]) -> Result<usize> {
     rustix::io::writev(fd, IoVec::slices(vectors))
 }
 
+/// Writes from at most [`MAX_IOV`] vectors at byte `at` of a file, whose own position stays; returns the bytes taken.
+///
+/// See <https://man7.org/linux/man-pages/man2/pwritev.2.html>
+pub fn write_at(file: BorrowedFd<'_>, vectors: &[IoVec<'_>], at: u64) -> Result<usize> {
+    rustix::io::pwritev(file, IoVec::slices(vectors), at)
+}
+
+/// Reads into guest memory from byte `at` of a file, whose own position stays; returns the bytes that came, 0 at the end.
+///
+/// See <https://man7.org/linux/man-pages/man2/pread.2.html>
+pub fn read_guest_at(file: BorrowedFd<'_>, into: GuestRange<'_>, at: u64) -> Result<usize> {
+    let at = i64::try_from(at).map_err(|_| Errno::OVERFLOW)?;
+    // SAFETY: the range is mapped writable for as long as it is borrowed, and only the kernel writes there; no reference exists.
+    let got = unsafe { libc::pread(file.as_raw_fd(), into.as_ptr().cast_mut().cast(), into.len(), at) };
+    usize::try_from(got).map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+}
+
 /// Bytes that were put into a socket and that the peer's kernel has not taken yet (TCP: not acknowledged).
 ///
 /// See <https://man7.org/linux/man-pages/man7/tcp.7.html> (`SIOCOUTQ`)

@@ -110,7 +110,12 @@ impl Configuration {
             match name.as_str() {
                 MAPPED_RAM if accept.contains(Accept::MAPPED_RAM) => {}
                 IGNORE_SHARED if accept.contains(Accept::IGNORE_SHARED) => {}
-                MAPPED_RAM | IGNORE_SHARED => {
+                MAPPED_RAM => {
+                    let text =
+                        "the source's capability mapped-ram is off here; switch it on here, too (or off there, and write the file anew)";
+                    return Err(Error::new(ErrorKind::BadConfiguration, text).at(at));
+                }
+                IGNORE_SHARED => {
                     let text = format!("the source's capability {name} changes the format and is not built here; switch it off there");
                     return Err(Error::new(ErrorKind::Unsupported, text).at(at));
                 }

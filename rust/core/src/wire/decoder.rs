@@ -318,7 +318,12 @@ impl<S: ByteSource> Decoder<S> {
             State::Start => {
                 self.file_header().map_err(|e| e.within("header"))?;
                 self.state = State::Elements;
-                if self.has_configuration()? { self.read_configuration() } else { self.element(sink) }
+                if self.has_configuration()? {
+                    return self.read_configuration();
+                }
+                // Nothing says so; a live decoder accepts it only where it must be so.
+                self.ram.mapped = !self.offline && self.ram.accept.contains(Accept::MAPPED_RAM);
+                self.element(sink)
             }
             State::Elements => self.element(sink),
             State::Payload(header) => {

@@ -154,6 +154,12 @@ impl<S: ByteSource> Input<S> {
         }
     }
 
+    /// The same, its first byte standing at offset `base`: in a file not every stream begins at 0.
+    #[must_use]
+    pub fn starting_at(self, base: u64) -> Self {
+        Self { base, ..self }
+    }
+
     /// Where its bytes come from.
     pub fn source(&mut self) -> &mut S {
         &mut self.source

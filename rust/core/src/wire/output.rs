@@ -211,6 +211,14 @@ impl Output {
         self.be64(used_length);
     }
 
+    /// Behind an entry of the list, the positions of its bitmap and of its pages in a mapped-ram file.
+    pub fn mapped_ram(&mut self, bitmap: u64, pages: u64) {
+        self.be32(1);
+        self.be64(PAGE_SIZE);
+        self.be64(bitmap);
+        self.be64(pages);
+    }
+
     /// The word of a page record, then the block's name unless the record continues the last one's block.
     pub fn page_record(&mut self, offset: u64, flag: u64, name: Option<&[u8]>) {
         match name {

@@ -58,6 +58,9 @@ impl RamState {
             self.list(input, word & !RAM_FLAGS, at, sink)?;
             sink.blocks(&self.blocks).map_err(|e| e.at(at))?;
         }
+        if self.mapped {
+            return no_records(input, sink);
+        }
         if sink.collects() { self.records::<S, true>(input, sink) } else { self.records::<S, false>(input, sink) }
     }
 
@@ -281,6 +284,20 @@ fn mapped<S: ByteSource>(input: &mut Input<S>, used_length: u64) -> Result<Mappe
     };
     input.skip(end - here)?;
     Ok(MappedRam { bitmap, pages })
+}
+
+/// The rest of a payload where the pages stand at fixed places: nothing but its end.
+fn no_records<S: ByteSource>(input: &mut Input<S>, sink: &mut dyn PageSink) -> Result<PageCounts> {
+    let at = input.offset();
+    let word = input.be64()?;
+    match word & RAM_FLAGS & !RAM_CONTINUE {
+        RAM_EOS => sink.section_end().map(|()| PageCounts::default()),
+        flags @ RAM_MEM_SIZE => Err(refused(word, flags).at(at)),
+        flags => {
+            let text = format!("record {word:#x} has flags {flags:#x} in a mapped-ram stream, whose pages stand at fixed places");
+            Err(Error::new(ErrorKind::BadFlags, text).at(at))
+        }
+    }
 }
 
 #[cold]
