@@ -137,7 +137,7 @@ def test_postcopy_beside_precopy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(said) == 1
 
 
-@pytest.mark.parametrize(("where", "limit"), [("one run of pages", 30.0), ("scattered", None)])
+@pytest.mark.parametrize(("where", "limit"), [("in one run", 30.0), ("scattered", None)])
 def test_the_switch_with_a_tenth_dirty(where: str, limit: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of scattered pages it is reported, without a limit."""
     monkeypatch.setattr(postcopy, "DIRTY", {where: postcopy.DIRTY[where]})

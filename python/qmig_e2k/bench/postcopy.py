@@ -38,11 +38,11 @@ TRICKLE = 4096
 """Bytes a second: what is dirty stays so."""
 PAGE = 4096
 DIRTY: dict[str, Callable[[int], range]] = {
-    "one run of pages": lambda size: range(0, size // 10, PAGE),
+    "in one run": lambda size: range(0, size // 10, PAGE),
     "scattered": lambda size: range(0, size, 10 * PAGE),
 }
 """The tenth of RAM that is dirty at the switch."""
-LIMITS = {"one run of pages": 30.0}
+LIMITS = {"in one run": 30.0}
 """Of the time from migrate-start-postcopy to RESUME, in ms."""
 LOOK = 256
 """Pages that are made dirty between two looks at how far the source is."""
@@ -105,9 +105,9 @@ def switch(runs: int, size: int, say: Callable[[str], None]) -> list[dict[str, A
         took = []
         for _ in range(runs):
             took.append(_switch(size, pages(size)))
-            say(f"from migrate-start-postcopy to RESUME, a tenth dirty, {where}: {took[-1]:.1f} ms")
+            say(f"from migrate-start-postcopy to RESUME, a tenth dirty {where}: {took[-1]:.1f} ms")
         limit = [LIMITS[where]] * runs if where in LIMITS else []
-        name = f"migrate-start-postcopy to RESUME, a tenth {where}"
+        name = f"start-postcopy to RESUME, a tenth dirty {where}"
         rows.append(median_row(name, "ms", took, limit, "limit" if limit else None))
     return rows
 
