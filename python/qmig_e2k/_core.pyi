@@ -182,6 +182,44 @@ def decompress_page(data: Buffer, page_size: int = 4096, method: str = "zlib") -
     """
 
 @final
+class CompressPool:
+    """Threads that compress and decompress many pages of 4096 bytes at a time, as those of the capability `compress` do.
+
+    Leaving it as a context manager ends its threads, and so does its end. Several threads may use one: in turn.
+
+    Args:
+        threads: how many compress, and how many decompress, 1 to 255; they start when they are first needed.
+        level: of zlib, 0 to 9.
+
+    Raises:
+        ValueError: another number of either.
+    """
+
+    def __new__(cls, threads: int = 2, level: int = 1) -> Self: ...
+    def compress(self, pages: Buffer) -> list[bytes]:
+        """Each page of `pages` as it travels: a zero page as b"", one that does not shrink as its 4096 bytes, any other as a zlib stream.
+
+        Raises:
+            ValueError: a buffer that is not whole pages, or a pool that is closed.
+            BufferError: a buffer that is not contiguous.
+        """
+
+    def decompress(self, packed: list[Buffer]) -> bytes:
+        """The pages that `compress` made `packed` of, one behind the other.
+
+        Raises:
+            StreamError: `bad-page`; the path names the first page that is none, by its number.
+            ValueError: a pool that is closed.
+            BufferError: a buffer that is not contiguous.
+        """
+
+    def close(self) -> None:
+        """End the threads. Idempotent."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_exc: object) -> None: ...
+
+@final
 class PageCache:
     """The last version of pages that were sent, each in the one slot that its address allows (spec/stream 5.5).
 

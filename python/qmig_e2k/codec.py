@@ -5,6 +5,10 @@
         ...
     codec.xbzrle_decode(delta, copy)     # the receiver's page, patched in place
 
+    with codec.CompressPool(threads=4) as pool:
+        packed = pool.compress(ram.numpy()[: 64 << 20])     # one bytes a page
+        assert pool.decompress(packed) == ram.numpy()[: 64 << 20].tobytes()
+
 Every function takes anything with the buffer protocol (bytes, bytearray, numpy, a slice of `RamBlock.numpy()`), lets go
 of the interpreter lock, and works on a copy: a page that others write to meanwhile gives the delta of one moment.
 The bytes are QEMU's.
@@ -12,14 +16,22 @@ The bytes are QEMU's.
 
 from __future__ import annotations
 
-from qmig_e2k._core import PageCache, compress_page, decompress_page, is_zero, xbzrle_decode, xbzrle_encode
+from qmig_e2k._core import (
+    CompressPool,
+    PageCache,
+    compress_page,
+    decompress_page,
+    is_zero,
+    xbzrle_decode,
+    xbzrle_encode,
+)
 
-__all__ = ["PageCache", "compress_page", "decompress_page", "is_zero", "xbzrle_decode", "xbzrle_encode"]
-
-
-def __getattr__(name: str) -> object:
-    if name == "CompressPool":
-        message = "qmig_e2k.codec.CompressPool is not built yet; compress_page compresses one page at a time"
-        raise AttributeError(message)
-    message = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(message)
+__all__ = [
+    "CompressPool",
+    "PageCache",
+    "compress_page",
+    "decompress_page",
+    "is_zero",
+    "xbzrle_decode",
+    "xbzrle_encode",
+]

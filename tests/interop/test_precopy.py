@@ -213,7 +213,7 @@ def test_machines_that_do_not_match(start, here, there):
 @pytest.mark.parametrize(
     ("capability", "words"),
     [
-        ("compress", "compressed page; switch the source's capability compress off"),
+        ("compress", "compressed page; switch the capability compress on here, too, or off at the source"),
         ("x_ignore_shared", "x-ignore-shared"),
     ],
 )

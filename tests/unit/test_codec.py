@@ -95,6 +95,55 @@ def test_compressed(method):
         codec.compress_page(page, 99, method)
 
 
+def test_compress_pool():
+    text = bytes(i // 9 % 256 for i in range(PAGE))
+    noise = np.random.default_rng(1).bytes(PAGE)
+    block = RamBlock("ram", 301 * PAGE)
+    pages = block.numpy().reshape(301, PAGE)
+    for number in range(301):
+        pages[number] = np.frombuffer((text, noise, ZERO)[number % 3], np.uint8)
+    with codec.CompressPool(threads=3, level=6) as pool:
+        packed = pool.compress(pages)
+        assert packed[:3] == [codec.compress_page(text, 6), noise, b""]
+        assert packed[::3] == packed[:1] * 101
+        assert zlib.decompress(packed[300]) == text
+        assert pool.decompress(packed) == pages.tobytes()
+        assert pool.decompress([memoryview(packed[0])]) == text
+        assert pool.compress(b"") == pool.compress(pages[:0]) == []
+        assert pool.decompress([]) == b""
+        for bad in (b"\x55" * 40, packed[0][:-1], packed[0] + b"!", codec.compress_page(text + b"!"), bytes(5000)):
+            with pytest.raises(StreamError) as caught:
+                pool.decompress([*packed[:7], bad, *packed[:7], bad])
+            assert (caught.value.kind, caught.value.path) == ("bad-page", "page 7")
+        with pytest.raises(ValueError, match="4097 bytes are not whole pages"):
+            pool.compress(bytes(PAGE + 1))
+        with pytest.raises(BufferError, match="contiguous"):
+            pool.compress(pages[:, 0])
+    for closed in (lambda: pool.compress(ZERO), lambda: pool.decompress([b""])):
+        with pytest.raises(ValueError, match="closed"):
+            closed()
+    pool.close()
+    for wrong in ({"threads": 0}, {"threads": 256}, {"level": -1}, {"level": 10}):
+        with pytest.raises(ValueError, match=r"can be had|zlib has"):
+            codec.CompressPool(**wrong)
+
+
+def test_a_compress_pool_lets_go_of_the_interpreter():
+    """Two threads with one pool, and a third that counts: all get on."""
+    ram = np.random.default_rng(2).integers(0, 4, 4 << 20, np.uint8)
+    with codec.CompressPool(threads=1, level=9) as pool:
+        found = []
+        workers = [threading.Thread(target=lambda: found.append(pool.compress(ram))) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        counted = 0
+        while any(worker.is_alive() for worker in workers):
+            counted += 1
+        assert counted > 100
+        assert found[0] == found[1]
+        assert pool.decompress(found[0]) == ram.tobytes()
+
+
 def test_another_method():
     for call in (codec.compress_page, codec.decompress_page):
         with pytest.raises(ValueError, match="zlib or zstd"):
@@ -147,10 +196,3 @@ def test_a_page_that_is_written_meanwhile():
     finally:
         stop.set()
         writer.join()
-
-
-def test_what_is_not_built_says_so():
-    with pytest.raises(AttributeError, match="not built yet"):
-        codec.CompressPool  # noqa: B018
-    with pytest.raises(AttributeError, match="no attribute"):
-        codec.other  # noqa: B018

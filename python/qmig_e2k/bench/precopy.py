@@ -169,7 +169,7 @@ def _ours(case: Case, directory: Path) -> Run:
             if wanted:
                 _prefault(side.qmp)
         destination.qmp.execute("migrate-incoming", uri="tcp:127.0.0.1:0")
-        return _timed(source.qmp, destination.qmp, [source.process.pid, destination.process.pid])
+        return timed(source.qmp, destination.qmp, [source.process.pid, destination.process.pid])
 
 
 def _qemu(program: str, case: Case, directory: Path) -> Run:
@@ -178,7 +178,7 @@ def _qemu(program: str, case: Case, directory: Path) -> Run:
         running(program, [*case.theirs[1], "-incoming", "tcp:127.0.0.1:0"], directory, "destination") as destination,
         running(program, case.theirs[0], directory, "source") as source,
     ):
-        return _timed(source[0], destination[0], [destination[1], source[1]])
+        return timed(source[0], destination[0], [destination[1], source[1]])
 
 
 @contextlib.contextmanager
@@ -213,7 +213,8 @@ def _bare(program: Path, case: Case) -> Run:
     return Run(found["seconds"], found["cpu_seconds"])
 
 
-def _timed(source: QmpClient, destination: QmpClient, pids: list[int]) -> Run:
+def timed(source: QmpClient, destination: QmpClient, pids: list[int]) -> Run:
+    """One migration as fast as it goes to a destination that listens, by the processes `pids`."""
     host.warm(3)
     before = sum(map(host.cpu_seconds, pids))
     seconds = migrate(source, destination)

@@ -22,7 +22,7 @@ CAPABILITIES: Mapping[str, str | None] = MappingProxyType(
         "rdma-pin-all": "the rdma: transport is not supported",
         "auto-converge": _LATER,
         "zero-blocks": NO_STORAGE,
-        "compress": _LATER,
+        "compress": None,
         "events": None,
         "postcopy-ram": None,
         "x-colo": "COLO replication: " + _LATER,

@@ -4,8 +4,9 @@ use std::sync::Mutex;
 
 use pyo3::exceptions::{PyBufferError, PyMemoryError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyTuple};
 use qmig_core::page::{self, Delta, XBZRLE_PAGE_MAX, XbzrleEncoder};
+use qmig_core::wire::consts::PAGE_BYTES;
 use qmig_core::{Error, ErrorKind};
 
 use crate::block::{Lent, lend};
@@ -15,6 +16,7 @@ use crate::wire::lock;
 /// Adds this file's class and functions to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PageCache>()?;
+    module.add_class::<CompressPool>()?;
     module.add_function(wrap_pyfunction!(xbzrle_encode, module)?)?;
     module.add_function(wrap_pyfunction!(xbzrle_decode, module)?)?;
     module.add_function(wrap_pyfunction!(is_zero, module)?)?;
@@ -166,5 +168,72 @@ impl PageCache {
             *cache = page::PageCache::new(size, self.page_size).map_err(refused)?;
         }
         Ok(())
+    }
+}
+
+/// Threads that compress and decompress many pages at a time.
+#[pyclass(frozen, module = "qmig_e2k._core")]
+#[derive(Debug)]
+struct CompressPool {
+    /// None once it is closed.
+    pool: Mutex<Option<page::CompressPool>>,
+}
+
+impl CompressPool {
+    /// With the interpreter lock let go of, which must be before the pool's own is taken.
+    fn with<R: Send>(&self, py: Python<'_>, run: impl FnOnce(&mut page::CompressPool) -> Result<R, Error> + Send) -> PyResult<R> {
+        py.detach(|| match &mut *lock(&self.pool) {
+            Some(pool) => run(pool).map_err(Some),
+            None => Err(None),
+        })
+        .map_err(|e| e.map_or_else(|| PyValueError::new_err("this pool is closed"), |e| to_py(&e)))
+    }
+}
+
+#[pymethods]
+impl CompressPool {
+    #[new]
+    #[pyo3(signature = (threads = 2, level = 1))]
+    fn new(threads: usize, level: i32) -> PyResult<Self> {
+        let pool = page::CompressPool::new(threads, level).map_err(refused)?;
+        Ok(Self { pool: Mutex::new(Some(pool)) })
+    }
+
+    fn compress<'py>(&self, py: Python<'py>, pages: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let lent = lend(pages)?;
+        let length = lent.memory().len();
+        if !length.is_multiple_of(PAGE_BYTES) {
+            return Err(PyValueError::new_err(format!("{length} bytes are not whole pages of {PAGE_BYTES}")));
+        }
+        let packed = self.with(py, |pool| {
+            let memory = lent.memory();
+            let zero = |page: usize| memory.is_zero(page * PAGE_BYTES, PAGE_BYTES);
+            pool.compress(length / PAGE_BYTES, zero, |page, room| memory.read(page * PAGE_BYTES, room))
+        })?;
+        Ok(packed.iter().map(|bytes| PyBytes::new(py, bytes)).collect())
+    }
+
+    fn decompress<'py>(&self, py: Python<'py>, packed: Vec<Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyBytes>> {
+        let lent = packed.iter().map(lend).collect::<PyResult<Vec<_>>>()?;
+        let length = lent.len().checked_mul(PAGE_BYTES).ok_or_else(|| PyMemoryError::new_err("too many pages"))?;
+        PyBytes::new_with(py, length, |out| {
+            self.with(py, |pool| {
+                let packed: Vec<_> = lent.iter().map(snapshot).collect();
+                pool.decompress(&packed, out)
+            })
+        })
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| drop(lock(&self.pool).take()));
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exc))]
+    fn __exit__(&self, py: Python<'_>, _exc: &Bound<'_, PyTuple>) {
+        self.close(py);
     }
 }

@@ -46,6 +46,34 @@ impl Gauge {
     }
 }
 
+/// Counters of pages compressed one by one (control-plane 4.5).
+#[derive(Debug, Default)]
+pub struct CompressionCounters {
+    /// Pages sent compressed.
+    pub pages: Counter,
+    /// How often no worker was free.
+    pub busy: Counter,
+    /// The same for each page that was to be compressed, in the last evaluated period.
+    pub busy_rate: Gauge,
+    /// Bytes that the pages became.
+    pub compressed_size: Counter,
+    /// Bytes before over bytes after, in the last evaluated period.
+    pub rate: Gauge,
+}
+
+impl CompressionCounters {
+    /// The `compression` object of query-migrate.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "pages": self.pages.get(),
+            "busy": self.busy.get(),
+            "busy-rate": self.busy_rate.get(),
+            "compressed-size": self.compressed_size.get(),
+            "compression-rate": self.rate.get(),
+        })
+    }
+}
+
 /// Counters of one outgoing migration.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -81,6 +109,8 @@ pub struct Counters {
     pub expected_downtime: Counter,
     /// 10^6 bit/s in the last window; the average of the whole at the end.
     pub mbps: Gauge,
+    /// Of compressed pages.
+    pub compression: CompressionCounters,
 }
 
 impl Counters {

@@ -43,6 +43,14 @@ pub struct Parameters {
     pub multifd_compression: Compression,
     /// Who looks for zero pages.
     pub zero_page_detection: ZeroPageDetection,
+    /// Level of zlib for compressed pages, 0 to 9.
+    pub compress_level: u8,
+    /// Threads that compress pages.
+    pub compress_threads: u8,
+    /// A page waits for one of them rather than travel as it is.
+    pub compress_wait_thread: bool,
+    /// Threads that decompress pages.
+    pub decompress_threads: u8,
 }
 
 impl Default for Parameters {
@@ -55,6 +63,10 @@ impl Default for Parameters {
             multifd_channels: 2,
             multifd_compression: Compression::None,
             zero_page_detection: ZeroPageDetection::Multifd,
+            compress_level: 1,
+            compress_threads: 8,
+            compress_wait_thread: true,
+            decompress_threads: 2,
         }
     }
 }
@@ -77,6 +89,13 @@ impl Parameters {
             None => Ok(default.to_owned()),
             Some(Value::String(value)) => Ok(value.clone()),
             Some(value) => Err(bad(format!("parameter {name} must be a name, not {value}"))),
+        };
+        let small = |name: &str, default: u8| {
+            u8::try_from(read(name, default.into())?).map_err(|_| bad(format!("parameter {name} must be at most {}", u8::MAX)))
+        };
+        let switch = |name: &str, default: bool| match object.get(name) {
+            None => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| bad(format!("parameter {name} must be true or false, not {value}"))),
         };
         let default = Self::default();
         let channels = read("multifd-channels", default.multifd_channels.into())?;
@@ -104,6 +123,10 @@ impl Parameters {
                 .ok_or_else(|| bad(format!("multifd-channels must be 1 to 255, not {channels}")))?,
             multifd_compression,
             zero_page_detection,
+            compress_level: small("compress-level", default.compress_level)?,
+            compress_threads: small("compress-threads", default.compress_threads)?,
+            compress_wait_thread: switch("compress-wait-thread", default.compress_wait_thread)?,
+            decompress_threads: small("decompress-threads", default.decompress_threads)?,
         })
     }
 }
@@ -147,6 +170,8 @@ mod tests {
             r#"{"multifd-compression": "zlib", "multifd-zlib-level": 5000000000}"#,
             r#"{"multifd-compression": "zstd", "multifd-zstd-level": 5000000000}"#,
             r#"{"zero-page-detection": "both"}"#,
+            r#"{"compress-threads": 256}"#,
+            r#"{"compress-wait-thread": 1}"#,
         ] {
             assert_eq!(Parameters::parse(text).unwrap_err().kind, ErrorKind::InvalidArgument, "{text}");
         }

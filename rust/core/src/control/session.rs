@@ -393,6 +393,9 @@ impl Session {
         }
         into.insert("setup-time".into(), millis(times.setup.unwrap_or_default()));
         into.insert("ram".into(), self.counters.to_json(status == Status::Completed));
+        if self.hub.capability("compress") {
+            into.insert("compression".into(), self.counters.compression.to_json());
+        }
         if let Some(kind) = *self.dirty_log.lock().unwrap_or_else(PoisonError::into_inner) {
             into.insert("x-dirty-log".into(), kind.into());
         }

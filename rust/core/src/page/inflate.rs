@@ -74,31 +74,91 @@ impl Deflate {
     }
 }
 
-/// A page as a whole zlib stream.
+/// Compresses pages one by one, each to a zlib stream of its own, in memory that is kept.
+#[derive(Debug)]
+pub struct PageDeflate(Compress);
+
+impl PageDeflate {
+    /// For one level of zlib.
+    ///
+    /// # Errors
+    /// `bad-page`: a level that zlib does not have (it has 0 to 9).
+    pub fn new(level: i32) -> Result<Self> {
+        let level = u32::try_from(level).ok().filter(|level| *level <= 9);
+        let level = level.ok_or_else(|| bad("zlib has levels 0 to 9 only"))?;
+        Ok(Self(Compress::new(Compression::new(level), true)))
+    }
+
+    /// Compress `page` into `out`; the length there, or None if it is too small.
+    pub fn run(&mut self, page: &[u8], out: &mut [u8]) -> Result<Option<usize>> {
+        self.0.reset();
+        match self.0.compress(page, out, FlushCompress::Finish) {
+            // A length inside our slice.
+            Ok(Status::StreamEnd) => Ok(Some(usize::try_from(self.0.total_out()).unwrap_or(out.len()))),
+            Ok(Status::Ok | Status::BufError) => Ok(None),
+            Err(e) => Err(bad(format!("zlib: a page of {} bytes does not compress: {e}", page.len()))),
+        }
+    }
+}
+
+/// Decompresses pages one by one, each from a stream of its own, in memory that is kept.
+#[derive(Debug)]
+pub struct PageInflate {
+    stream: Decompress,
+    raw: bool,
+}
+
+impl Default for PageInflate {
+    /// Zlib streams.
+    fn default() -> Self {
+        Self::new(false)
+    }
+}
+
+impl PageInflate {
+    /// Of zlib or, if `raw`, deflate streams.
+    pub fn new(raw: bool) -> Self {
+        Self { stream: Decompress::new(!raw), raw }
+    }
+
+    /// Decompress the stream that `input` begins with into `page`, which it must fill. Returns the length of the stream.
+    pub fn run(&mut self, input: &[u8], page: &mut [u8]) -> Result<usize> {
+        self.stream.reset(!self.raw);
+        let status = self.stream.decompress(input, page, FlushDecompress::Finish).map_err(|e| bad(format!("zlib: {e}")))?;
+        let done = self.stream.total_out();
+        match status {
+            Status::StreamEnd if done == page.len() as u64 => Ok(usize::try_from(self.stream.total_in()).unwrap_or(input.len())),
+            Status::StreamEnd => Err(bad(format!("zlib: only {done} of {} bytes come out", page.len()))),
+            _ if done == page.len() as u64 => Err(bad(format!("zlib: more than {done} bytes come out, or the stream does not end"))),
+            _ => Err(bad(format!("zlib: the stream ends early, after {done} bytes"))),
+        }
+    }
+
+    /// The same of a stream that is all of `input`, as one that was sent with its length must be.
+    pub fn run_all(&mut self, input: &[u8], page: &mut [u8]) -> Result<()> {
+        match self.run(input, page)? {
+            used if used == input.len() => Ok(()),
+            used => Err(bad(format!("zlib: {} bytes follow the end of the stream", input.len() - used))),
+        }
+    }
+}
+
+/// A page as a whole zlib stream, within the bound that every reader accepts (spec/stream 6.1).
 ///
 /// # Errors
 /// `bad-page`: a level that zlib does not have (it has 0 to 9).
 pub fn deflate_page(page: &[u8], level: i32) -> Result<Vec<u8>> {
-    let level = u32::try_from(level).ok().filter(|level| *level <= 9);
-    let level = level.ok_or_else(|| bad("zlib has levels 0 to 9 only"))?;
-    let mut stream = Compress::new(Compression::new(level), true);
-    // zlib's bound for what does not shrink.
-    let mut out = Vec::with_capacity(page.len() + (page.len() >> 12) + (page.len() >> 14) + 13);
-    match stream.compress_vec(page, &mut out, FlushCompress::Finish) {
-        Ok(Status::StreamEnd) => Ok(out),
-        other => Err(bad(format!("zlib: a page of {} bytes does not compress: {other:?}", page.len()))),
-    }
+    let mut out = vec![0; page.len() + (page.len() >> 12) + (page.len() >> 14) + (page.len() >> 25) + 13];
+    let length = match PageDeflate::new(level)?.run(page, &mut out)? {
+        Some(length) => length,
+        // The fastest levels lengthen what does not shrink; stored it fits.
+        None => PageDeflate::new(0)?.run(page, &mut out)?.ok_or_else(|| bad("zlib: a stored page is longer than its bound"))?,
+    };
+    out.truncate(length);
+    Ok(out)
 }
 
 /// Decompress `input`, a whole zlib (or, if `raw`, deflate) stream, into `page`, which it must fill. Bytes behind its end are ignored.
 pub fn inflate_page(input: &[u8], raw: bool, page: &mut [u8]) -> Result<()> {
-    let mut stream = Decompress::new(!raw);
-    let status = stream.decompress(input, page, FlushDecompress::Finish).map_err(|e| bad(format!("zlib: {e}")))?;
-    let done = stream.total_out();
-    match status {
-        Status::StreamEnd if done == page.len() as u64 => Ok(()),
-        Status::StreamEnd => Err(bad(format!("zlib: only {done} of {} bytes come out", page.len()))),
-        _ if done == page.len() as u64 => Err(bad(format!("zlib: more than {done} bytes come out, or the stream does not end"))),
-        _ => Err(bad(format!("zlib: the stream ends early, after {done} bytes"))),
-    }
+    PageInflate::new(raw).run(input, page).map(drop)
 }

@@ -4,11 +4,15 @@
 
 mod cache;
 mod inflate;
+mod many;
+mod pool;
 mod xbzrle;
 mod zstd;
 
 pub use cache::PageCache;
-pub use inflate::{Deflate, Inflate, deflate_page, inflate_page};
+pub use inflate::{Deflate, Inflate, PageDeflate, PageInflate, deflate_page, inflate_page};
+pub use many::CompressPool;
+pub use pool::{Batch, Pool, Taken};
 pub use xbzrle::{Delta, XBZRLE_PAGE_MAX, XbzrleEncoder, xbzrle_decode};
 pub use zstd::{Unzstd, Zstd, unzstd_page, zstd_page};
 

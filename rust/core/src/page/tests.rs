@@ -5,7 +5,11 @@ use std::io::Write;
 use flate2::{Compress, Compression, FlushCompress};
 use proptest::prelude::*;
 
-use super::{Delta, Inflate, Unzstd, XBZRLE_PAGE_MAX, XbzrleEncoder, deflate_page, inflate_page, unzstd_page, xbzrle_decode, zstd_page};
+use super::{
+    CompressPool, Delta, Inflate, PageDeflate, PageInflate, Pool, Taken, Unzstd, XBZRLE_PAGE_MAX, XbzrleEncoder, deflate_page,
+    inflate_page, unzstd_page, xbzrle_decode, zstd_page,
+};
+use crate::ErrorKind;
 use crate::sys::flips::Level;
 
 #[path = "../../tests/slow/mod.rs"]
@@ -133,6 +137,16 @@ fn zlib(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+/// A page that does not shrink.
+fn noise() -> Vec<u8> {
+    let mut state = 1_u64;
+    let next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    };
+    std::iter::repeat_with(next).take(PAGE).collect()
+}
+
 #[test]
 fn one_compressed_page() {
     let content: Vec<u8> = (0..PAGE).map(|i| (i * i / 7) as u8).collect();
@@ -147,6 +161,102 @@ fn one_compressed_page() {
     assert!(refused(&packed[..packed.len() - 9]).contains("early"));
     assert!(refused(&[0x55; 20]).starts_with("zlib"));
     assert!(refused(&[]).contains("early"));
+}
+
+#[test]
+fn one_compressed_page_after_the_other() {
+    let contents: [Vec<u8>; 3] = [0, 7, 255].map(|step| (0..PAGE).map(|i| (i * step / 7) as u8).collect());
+    let (mut deflate, mut inflate) = (PageDeflate::new(1).unwrap(), PageInflate::default());
+    let (mut packed, mut page) = ([0; 5000], [0; PAGE]);
+    for content in contents.iter().chain(&contents) {
+        let length = deflate.run(content, &mut packed).unwrap().unwrap();
+        assert_eq!(packed[..length], deflate_page(content, 1).unwrap(), "nothing is left of the page before");
+        assert_eq!(deflate.run(content, &mut [0; 12]).unwrap(), None);
+        assert!(inflate.run_all(&packed[..length - 1], &mut page).is_err());
+        inflate.run_all(&packed[..length], &mut page).unwrap();
+        assert_eq!(page[..], content[..]);
+        assert_eq!(inflate.run(&packed[..length + 3], &mut page).unwrap(), length);
+        let behind = inflate.run_all(&packed[..length + 3], &mut page).unwrap_err();
+        assert!(behind.message.contains("3 bytes follow"), "{behind}");
+    }
+    let preset = {
+        let mut with = Compress::new(Compression::fast(), true);
+        with.set_dictionary(&contents[1]).unwrap();
+        let mut out = Vec::with_capacity(5000);
+        with.compress_vec(&contents[1], &mut out, FlushCompress::Finish).unwrap();
+        out
+    };
+    assert!(inflate.run_all(&preset, &mut page).is_err(), "a dictionary that nobody has");
+}
+
+#[test]
+fn a_pool_gives_back_every_page_once() {
+    let mut pool = Pool::deflate(3, 1).unwrap();
+    let mut found = vec![0; 1000];
+    let mut take = |pool: &mut Pool<usize>, wait| {
+        let Some(batch) = pool.taken(wait).unwrap() else { return false };
+        for (number, taken) in batch.pages() {
+            let Taken::Packed(packed) = taken else { panic!("{number}: {taken:?}") };
+            let mut page = [0; PAGE];
+            inflate_page(packed, false, &mut page).unwrap();
+            assert_eq!(page, [(number % 251) as u8; PAGE]);
+            found[number] += 1;
+        }
+        pool.give_back(batch);
+        true
+    };
+    assert!(!take(&mut pool, true), "nobody has anything");
+    for number in 0..1000 {
+        while !pool.room() {
+            assert!(take(&mut pool, true));
+        }
+        pool.put_page(number, |room| {
+            room.fill((number % 251) as u8);
+            Ok(())
+        })
+        .unwrap();
+    }
+    pool.flush();
+    while take(&mut pool, true) {}
+    assert!(!take(&mut pool, false));
+    assert!(found.iter().all(|times| *times == 1));
+}
+
+#[test]
+fn a_page_that_cannot_be_read_does_not_enter_the_pool() {
+    let mut pool = Pool::deflate(1, 1).unwrap();
+    assert!(pool.room());
+    let refused = pool.put_page(1, |_| Err::<(), _>(super::bad("no such page")));
+    assert_eq!(refused.unwrap_err().message, "no such page");
+    pool.flush();
+    assert!(pool.taken(true).unwrap().is_none());
+}
+
+#[test]
+fn many_pages_at_a_time() {
+    let random = noise();
+    let text: Vec<u8> = (0..PAGE).map(|i| (i / 9) as u8).collect();
+    let pages: Vec<&[u8]> = (0..100).map(|i| [&random[..], &text, &[0; PAGE]][i % 3]).collect();
+    let mut pool = CompressPool::new(2, 6).unwrap();
+    for _ in 0..2 {
+        let packed = pool
+            .compress(pages.len(), |page| pages[page].iter().all(|byte| *byte == 0), |page, room| room.copy_from_slice(pages[page]))
+            .unwrap();
+        assert!(packed[0] == random, "it does not shrink");
+        assert!(packed[1] == deflate_page(&text, 6).unwrap());
+        assert!(packed[2].is_empty());
+        let mut out = vec![1; pages.len() * PAGE];
+        pool.decompress(&packed, &mut out).unwrap();
+        assert!(out == pages.concat());
+        let mut damaged = packed.clone();
+        damaged[61] = vec![0; 5000];
+        damaged[40].truncate(9);
+        let error = pool.decompress(&damaged, &mut out).unwrap_err();
+        assert_eq!((error.kind, error.path.as_str()), (ErrorKind::BadPage, "page 40"), "the first: {error}");
+    }
+    for (threads, level) in [(0, 1), (256, 1), (1, -1), (1, 10)] {
+        assert_eq!(CompressPool::new(threads, level).unwrap_err().kind, ErrorKind::InvalidArgument);
+    }
 }
 
 /// Pages of three packets, the second all zero.
@@ -183,7 +293,7 @@ fn zlib_packets_of_another_length_are_refused() {
 #[test]
 fn pages_one_by_one() {
     let content: Vec<u8> = (0..PAGE).map(|i| (i * i / 7) as u8).collect();
-    let random: Vec<u8> = (0..PAGE as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let random = noise();
     let mut page = [0; PAGE];
     for content in [&content, &random, &vec![0; PAGE]] {
         for level in [0, 1, 9] {

@@ -6,6 +6,7 @@
 //! missing page.
 
 mod back;
+mod inflating;
 mod late;
 mod listening;
 mod main;
@@ -187,6 +188,10 @@ impl Incoming {
             source.stand_by(beside);
             lock(&self.loader).stand_by(Arc::clone(beside));
         }
+        if self.control.capability("compress") {
+            accept |= Accept::COMPRESS;
+            lock(&self.loader).set_inflate_threads(self.control.parameters().decompress_threads);
+        }
         Ok(Decoder::new(Input::with_capacity(source, BUFFER).starting_at(begin), self.options).accepting(accept))
     }
 
@@ -233,6 +238,7 @@ impl Incoming {
                 }
                 Event::End { offset } => {
                     loader.check_complete().map_err(|e| e.at(offset))?;
+                    loader.rest();
                     self.settle()?;
                     if let Some(main) = &mut feed.main {
                         main.input().source().set_deadline(Instant::now() + PATIENCE);

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use super::silence::Silence;
+use crate::page::PageInflate;
 use crate::postcopy::{Placer, Requests};
-use crate::wire::{BlockEntry, PageSink};
+use crate::wire::consts::PAGE_BYTES;
+use crate::wire::{BlockEntry, CodedPage, PageSink};
 use crate::{Error, ErrorKind, Result};
 
 /// A placer with the stream's numbers of blocks.
@@ -17,6 +19,8 @@ pub struct Placing {
     came: Option<Arc<dyn Came>>,
     /// Told whether a host page is here in part.
     silence: Option<Arc<Silence>>,
+    /// From the first compressed page on.
+    inflate: Option<PageInflate>,
 }
 
 /// Waits for pages to come.
@@ -29,12 +33,12 @@ impl Placing {
     /// For the background: pages that nobody waits for are placed several at a time.
     pub fn background(requests: &Arc<Requests>, order: &Arc<[usize]>, silence: &Arc<Silence>) -> Self {
         let silence = Some(Arc::clone(silence));
-        Self { placer: Placer::batched(Arc::clone(requests)), order: Arc::clone(order), came: None, silence }
+        Self { placer: Placer::batched(Arc::clone(requests)), order: Arc::clone(order), came: None, silence, inflate: None }
     }
 
     /// For requested pages, which the end of the background waits for.
     pub fn urgent(requests: &Arc<Requests>, order: &Arc<[usize]>, came: Arc<dyn Came>) -> Self {
-        Self { placer: Placer::new(Arc::clone(requests)), order: Arc::clone(order), came: Some(came), silence: None }
+        Self { placer: Placer::new(Arc::clone(requests)), order: Arc::clone(order), came: Some(came), silence: None, inflate: None }
     }
 
     /// The link is lost: forget what was not placed.
@@ -66,6 +70,16 @@ impl PageSink for Placing {
 
     fn page(&mut self, block: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         self.placer.page(self.order[block], offset, bytes)
+    }
+
+    /// A compressed page is decompressed here: somebody may wait for it already, and it must be whole before it is placed.
+    fn coded(&mut self, block: usize, offset: u64, page: CodedPage<'_>) -> Result<()> {
+        let CodedPage::Zlib(bytes) = page else {
+            return Err(Error::new(ErrorKind::BadFlags, "an XBZRLE page after POSTCOPY_LISTEN"));
+        };
+        let mut plain = [0; PAGE_BYTES];
+        self.inflate.get_or_insert_default().run_all(bytes, &mut plain)?;
+        self.page(block, offset, &plain)
     }
 
     fn collects(&self) -> bool {

@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
+use super::inflating::{Inflating, Place};
 use super::mapped_ram::MappedFile;
 use super::multifd::FanIn;
 use super::places::Places;
 use crate::postcopy::Memory;
 use crate::ram::{Block, RamList, TARGET_PAGE};
 use crate::sys::guest::settle;
-use crate::wire::{BlockEntry, ByteSource, Decoder, Event, PageSink};
+use crate::wire::{BlockEntry, ByteSource, CodedPage, Decoder, Event, PageSink};
 use crate::{Error, ErrorKind, Result};
 
 /// Writes received pages into the blocks that the stream announced.
@@ -26,12 +27,34 @@ pub struct RamLoader {
     beside: Option<Arc<FanIn>>,
     /// Where the pages stand, if not in the stream.
     mapped: Option<MappedFile>,
+    /// Threads for compressed pages, and those at work since the first of them came.
+    inflate_threads: u8,
+    inflating: Option<Inflating>,
 }
 
 impl RamLoader {
     /// A loader for the registered blocks.
     pub fn new(list: RamList) -> Self {
-        Self { list, places: Arc::default(), order: Vec::new(), memory: None, beside: None, mapped: None }
+        Self {
+            list,
+            places: Arc::default(),
+            order: Vec::new(),
+            memory: None,
+            beside: None,
+            mapped: None,
+            inflate_threads: 1,
+            inflating: None,
+        }
+    }
+
+    /// So many threads decompress pages, if any come compressed.
+    pub fn set_inflate_threads(&mut self, threads: u8) {
+        self.inflate_threads = threads.max(1);
+    }
+
+    /// No more RAM is expected: ends the threads.
+    pub fn rest(&mut self) {
+        self.inflating = None;
     }
 
     /// The blocks of this machine.
@@ -63,6 +86,7 @@ impl RamLoader {
 
     /// Pages are placed by others from now on: says which block of the list each announced one is.
     pub fn hand_over(&mut self) -> Vec<usize> {
+        self.rest();
         self.places = Arc::default();
         self.order.clone()
     }
@@ -160,7 +184,19 @@ impl PageSink for RamLoader {
     }
 
     fn section_end(&mut self) -> Result<()> {
+        if let Some(inflating) = &mut self.inflating {
+            inflating.finish(&self.places)?;
+        }
         self.meet(FanIn::section_end)
+    }
+
+    fn coded_at(&mut self, block: usize, offset: u64, page: CodedPage<'_>, at: u64) -> Result<()> {
+        let CodedPage::Zlib(bytes) = page else { return self.coded(block, offset, page) };
+        let inflating = match &mut self.inflating {
+            Some(inflating) => inflating,
+            none => none.insert(Inflating::start(self.inflate_threads)?),
+        };
+        inflating.take(Place { block, offset, at }, bytes, &self.places)
     }
 }
 
@@ -198,5 +234,16 @@ impl PageSink for Noting<'_> {
         self.loader.page(block, offset, bytes)?;
         self.note(block, offset);
         Ok(())
+    }
+
+    fn coded_at(&mut self, block: usize, offset: u64, page: CodedPage<'_>, at: u64) -> Result<()> {
+        self.loader.coded_at(block, offset, page, at)?;
+        // It comes to be there before this section ends, or the load fails.
+        self.note(block, offset);
+        Ok(())
+    }
+
+    fn section_end(&mut self) -> Result<()> {
+        self.loader.section_end()
     }
 }

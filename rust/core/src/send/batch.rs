@@ -80,6 +80,10 @@ impl Batch {
     }
 
     fn write(&self, blocks: &[Arc<Block>], writer: &mut WriteHalf) -> Result<()> {
+        if let [Piece::Bytes { start, len }] = self.pieces[..] {
+            // Pages in other forms come as stream bytes.
+            return writer.write_iov(&[IoVec::from_slice(&self.arena[start..start + len])]);
+        }
         let mut vectors = Vec::with_capacity(self.pieces.len());
         for piece in &self.pieces {
             vectors.push(match *piece {

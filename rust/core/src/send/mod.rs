@@ -18,6 +18,7 @@
 
 mod background;
 mod batch;
+mod compress;
 mod convergence;
 mod discard;
 mod mapped_ram;

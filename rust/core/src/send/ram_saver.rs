@@ -132,7 +132,7 @@ impl RamSaver {
 
     /// Page records written so far.
     pub fn pages_sent(&self) -> u64 {
-        self.records.duplicate + self.records.normal
+        self.records.duplicate + self.records.normal + self.records.coded
     }
 
     /// Move what the logs have seen into the bitmaps; returns the pages newly dirty.

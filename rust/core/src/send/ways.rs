@@ -5,6 +5,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use super::compress::Compress;
 use super::mapped_ram::{self, MappedRam};
 use super::stream::Stream;
 use super::zero_scout::PIECE;
@@ -39,6 +40,8 @@ pub struct MainRecords {
     pub duplicate: u64,
     /// Pages sent whole.
     pub normal: u64,
+    /// Pages sent in another form.
+    pub coded: u64,
 }
 
 impl MainRecords {
@@ -49,7 +52,7 @@ impl MainRecords {
                 u8::try_from(block.name().len()).map_err(|_| Error::new(ErrorKind::BadBlock, "a block name has at most 255 bytes"))?;
             Ok([&[length], block.name().as_bytes()].concat())
         };
-        Ok(Self { names: blocks.iter().map(name).collect::<Result<_>>()?, last: None, duplicate: 0, normal: 0 })
+        Ok(Self { names: blocks.iter().map(name).collect::<Result<_>>()?, last: None, duplicate: 0, normal: 0, coded: 0 })
     }
 
     /// Length byte and name of a block, as the stream has them.
@@ -142,7 +145,13 @@ pub fn wanted(control: &Arc<Control>, session: &Arc<Session>, blocks: &[Arc<Bloc
     if let Some(threads) = control.mapped_ram() {
         let file = mapped_ram::file(stream)?;
         ways.push(Box::new(MappedRam::new(file, blocks, threads, looks, Arc::clone(session))?));
-    } else if !looks {
+        return Ok(ways);
+    }
+    if control.capability("compress") {
+        let (parameters, xbzrle) = (control.parameters(), control.capability("xbzrle"));
+        ways.push(Box::new(Compress::start(&parameters, blocks, Arc::clone(session), xbzrle)?));
+    }
+    if !looks {
         ways.push(Box::new(Unlooked));
     }
     Ok(ways)

@@ -111,13 +111,13 @@ impl RamState {
             RAM_XBZRLE if self.accept.contains(Accept::XBZRLE) => {
                 let block = self.place(input, word, at)?;
                 let delta = delta(input).map_err(|e| self.blame(block, e))?;
-                sink.coded(block, offset, CodedPage::Xbzrle(delta)).map_err(|e| self.blame(block, e.at(at)))?;
+                sink.coded_at(block, offset, CodedPage::Xbzrle(delta), at).map_err(|e| self.blame(block, e.at(at)))?;
                 counts.xbzrle += 1;
             }
             RAM_COMPRESS_PAGE if self.accept.contains(Accept::COMPRESS) => {
                 let block = self.place(input, word, at)?;
                 let bytes = compressed(input).map_err(|e| self.blame(block, e))?;
-                sink.coded(block, offset, CodedPage::Zlib(bytes)).map_err(|e| self.blame(block, e.at(at)))?;
+                sink.coded_at(block, offset, CodedPage::Zlib(bytes), at).map_err(|e| self.blame(block, e.at(at)))?;
                 counts.compressed += 1;
             }
             RAM_MULTIFD_FLUSH if self.accept.contains(Accept::MULTIFD) => sink.flush().map_err(|e| e.at(at))?,
@@ -310,7 +310,7 @@ fn nothing_to_continue(at: u64) -> Error {
 fn refused(word: u64, flags: u64) -> Error {
     let feature = match flags {
         RAM_XBZRLE => "an XBZRLE page; switch the source's capability xbzrle off",
-        RAM_COMPRESS_PAGE => "a compressed page; switch the source's capability compress off",
+        RAM_COMPRESS_PAGE => "a compressed page; switch the capability compress on here, too, or off at the source",
         RAM_MULTIFD_FLUSH => "a multifd flush; switch the source's capability multifd off",
         RAM_HOOK => "an RDMA hook; use a tcp: or unix: URI",
         RAM_MEM_SIZE => {

@@ -72,6 +72,11 @@ pub trait PageSink {
         Err(Error::new(ErrorKind::Unsupported, text))
     }
 
+    /// The same with the stream offset of its record, for sinks that decode later.
+    fn coded_at(&mut self, block: usize, offset: u64, page: CodedPage<'_>, _at: u64) -> Result<()> {
+        self.coded(block, offset, page)
+    }
+
     /// The multifd channels are to be caught up with: the word `MULTIFD_FLUSH`.
     fn flush(&mut self) -> Result<()> {
         Ok(())
