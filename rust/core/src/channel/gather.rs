@@ -95,7 +95,7 @@ impl Listener {
                 }
             }
         }
-        sockets.turn_away(uri)?;
+        sockets.turn_away(uri, unknown.len())?;
         Ok(wanted)
     }
 }

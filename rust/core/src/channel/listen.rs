@@ -4,6 +4,7 @@
 //! an end of file instead of waiting for ever in the kernel's queue.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -36,6 +37,7 @@ pub(super) struct Sockets {
     fds: Arc<Vec<OwnedFd>>,
     addresses: Vec<Value>,
     surplus: Mutex<Option<Surplus>>,
+    turned_away: Arc<AtomicUsize>,
     /// Last: the name goes when nobody accepts any more.
     _file: Option<unix::SocketFile>,
 }
@@ -56,12 +58,24 @@ impl Listener {
             (Address::Tcp(inet), None) => {
                 let fds = tcp::listen(uri, inet)?;
                 let addresses = fds.iter().map(tcp::describe).collect::<Result<_>>()?;
-                Source::Sockets(Sockets { fds: Arc::new(fds), addresses, surplus: Mutex::default(), _file: None })
+                Source::Sockets(Sockets {
+                    fds: Arc::new(fds),
+                    addresses,
+                    surplus: Mutex::default(),
+                    turned_away: Arc::default(),
+                    _file: None,
+                })
             }
             (Address::Unix(path), None) => {
                 let (fd, file) = unix::listen(uri, path)?;
                 let addresses = vec![file.describe()];
-                Source::Sockets(Sockets { fds: Arc::new(vec![fd]), addresses, surplus: Mutex::default(), _file: Some(file) })
+                Source::Sockets(Sockets {
+                    fds: Arc::new(vec![fd]),
+                    addresses,
+                    surplus: Mutex::default(),
+                    turned_away: Arc::default(),
+                    _file: Some(file),
+                })
             }
             (address, descriptor) => Source::Once(Mutex::new(Some(Opened::once(uri, address, descriptor, Direction::Incoming)?))),
         };
@@ -76,6 +90,11 @@ impl Listener {
     /// Peers connect to it; anything else was opened when it was bound.
     pub fn is_socket(&self) -> bool {
         matches!(self.source, Source::Sockets(_))
+    }
+
+    /// How many connections were turned away so far.
+    pub fn turned_away(&self) -> usize {
+        self.sockets().map_or(0, |sockets| sockets.turned_away.load(Ordering::Relaxed))
     }
 
     /// The bound addresses as `query-migrate`'s `socket-address`; empty for what is no listening socket.
@@ -128,7 +147,7 @@ impl Sockets {
             Err(errno) => return Err(uri.error(ErrorKind::Listen, format!("accepting: {}", reason(errno)))),
         };
         if !more {
-            *surplus = Some(Surplus::start(uri, &self.fds)?);
+            *surplus = Some(Surplus::start(uri, &self.fds, &self.turned_away)?);
         }
         drop(surplus);
         open(uri, fd, cancel)
@@ -144,9 +163,10 @@ impl Sockets {
         *self.surplus() = None;
     }
 
-    /// From here on further connections are turned away.
-    pub(super) fn turn_away(&self, uri: &Uri) -> Result<()> {
-        *self.surplus() = Some(Surplus::start(uri, &self.fds)?);
+    /// Turns these connections away, and from here on any further one.
+    pub(super) fn turn_away(&self, uri: &Uri, these: usize) -> Result<()> {
+        self.turned_away.fetch_add(these, Ordering::Relaxed);
+        *self.surplus() = Some(Surplus::start(uri, &self.fds, &self.turned_away)?);
         Ok(())
     }
 
@@ -156,14 +176,15 @@ impl Sockets {
 }
 
 impl Surplus {
-    fn start(uri: &Uri, fds: &Arc<Vec<OwnedFd>>) -> Result<Self> {
-        let stop = Cancel::new()?;
+    fn start(uri: &Uri, fds: &Arc<Vec<OwnedFd>>, count: &Arc<AtomicUsize>) -> Result<Self> {
+        let (stop, count) = (Cancel::new()?, Arc::clone(count));
         let (name, fds, until) = (uri.clone(), Arc::clone(fds), stop.clone());
         let thread = std::thread::Builder::new()
             .name("qmig-surplus".into())
             .spawn(move || {
                 // An error here (no descriptor left) must not spin: the queue then simply stays as it is.
                 while let Ok(Some(extra)) = accept(&fds, &until) {
+                    count.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!("{name}: a further connection was closed; this migration has its channel");
                     drop(extra);
                 }

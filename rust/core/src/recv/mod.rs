@@ -230,7 +230,7 @@ impl Incoming {
             if lock(&self.postcopy).progress() == Progress::Running {
                 return Err(Error::new(ErrorKind::InvalidState, "RUN was the last element; run the machine and wait for its memory"));
             }
-            match feed.next(&mut loader)? {
+            match feed.next(&mut loader).map_err(|error| self.explain(error))? {
                 Event::RamSection { header, .. } => {
                     let last = header.kind == SectionKind::End;
                     loader.settle(last)?;
@@ -256,6 +256,17 @@ impl Incoming {
                 event => return Ok(event),
             }
         }
+    }
+
+    /// A source that has lost a channel hangs up: says so where we have not let it in.
+    fn explain(&self, error: Error) -> Error {
+        let link = self.link();
+        let away = link.listener.as_ref().filter(|_| link.beside.is_some()).map_or(0, |listener| listener.turned_away());
+        if away == 0 || !matches!(error.kind, ErrorKind::Truncated | ErrorKind::Closed) {
+            return error;
+        }
+        let text = format!("{}; {away} more channels were turned away: give both sides the same multifd-channels", error.message);
+        Error { message: text, ..error }
     }
 
     /// The payload of the section that `next` returned.

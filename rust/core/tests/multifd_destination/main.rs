@@ -156,6 +156,18 @@ fn strangers_are_turned_away() {
 }
 
 #[test]
+fn a_source_with_more_channels_hears_why_it_was_left() {
+    let mut destination = Destination::new(1, Method::None).start();
+    let main = destination.send(head(false).as_slice());
+    let channel = destination.send(&Script::new(0, Method::None).sync(false).bytes);
+    assert_eq!(everything(destination.send(&hello(1))), b"");
+    drop((main, channel)); // as any source does then
+    let error = destination.refusal();
+    assert!([ErrorKind::Truncated, ErrorKind::Closed].contains(&error.kind), "{error}");
+    assert!(error.message.contains("; 1 more channels were turned away: give both sides the same multifd-channels"), "{error}");
+}
+
+#[test]
 fn a_missing_channel_is_named() {
     let soon = Deadlines { connect: Duration::from_millis(50), ..Deadlines::default() };
     for (numbers, with_main, missing) in [(&[1][..], true, "missing: 0, 2."), (&[0, 1, 2], false, "missing: main.")] {

@@ -109,7 +109,7 @@ impl Multifd {
         let deal = Arc::new(Deal::new(writers.len()));
         let cost = PAGE_SIZE + (HEADER_BYTES as u64).div_ceil(u64::from(MULTIFD_PAGES));
         let mut made = Self { plan, deal, senders: Vec::new(), filling: None, owes_flush: false, stopped: false, cost };
-        for (channel, writer) in (0..).zip(writers) {
+        for (channel, writer) in (0..=u8::MAX).zip(writers) {
             let sender = Sender {
                 channel,
                 writer,
