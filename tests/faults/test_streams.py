@@ -170,6 +170,11 @@ def record(word, name=b"", payload=b""):
     return change
 
 
+def delta(value: bytes) -> bytes:
+    """What an XBZRLE record has behind the block's name."""
+    return b"\1" + struct.pack(">H", len(value)) + value
+
+
 def put(name, old, new):
     return lambda s: s.put(name, old, new)
 
@@ -405,7 +410,46 @@ CASES = {
     "a page without flags": (record(0), "bad-flags", "part", 5, "ram"),
     "a page of two kinds": (record(8 | 2, text(b"ram"), bytes(PAGE)), "bad-flags", "part", 5, "ram"),
     "a second block list": (record(RAM | 4), "bad-flags", "part", 5, "ram"),
-    "an XBZRLE page": (record(64, text(b"ram")), "unsupported", "part", 5, "ram"),
+    # differences: word, name, encoding, length, delta
+    "an XBZRLE page outside its block": (
+        record(RAM | 64, text(b"ram") + delta(b"\0\1\1")),
+        "bad-address",
+        "part",
+        5,
+        "ram/ram",
+    ),
+    "an XBZRLE page of another encoding": (
+        record(64, text(b"ram") + b"\2\0\3\0\1\1"),
+        "bad-page",
+        "part",
+        17,
+        "ram/ram",
+    ),
+    "a delta longer than a page": (record(64, text(b"ram") + b"\1\x10\1"), "limit-exceeded", "part", 18, "ram/ram"),
+    "a delta that ends in a number": (record(64, text(b"aux") + delta(b"\5")), "bad-page", "part", 5, "ram/aux"),
+    "a delta that ends in a run": (record(64, text(b"aux") + delta(b"\0\3\1\1")), "bad-page", "part", 5, "ram/aux"),
+    "a delta with a third byte of a number": (
+        record(64, text(b"aux") + delta(b"\x80\x80\1\1\1")),
+        "bad-page",
+        "part",
+        5,
+        "ram/aux",
+    ),
+    "a delta of a run that is empty": (record(64, text(b"aux") + delta(b"\5\0\0")), "bad-page", "part", 5, "ram/aux"),
+    "a delta that skips nothing": (
+        record(64, text(b"aux") + delta(b"\0\1\1\0\1\1")),
+        "bad-page",
+        "part",
+        5,
+        "ram/aux",
+    ),
+    "a delta that leaves its page": (
+        record(64 | RAM - PAGE, text(b"ram") + delta(b"\xff\x1f\2\7\7")),
+        "bad-page",
+        "part",
+        5,
+        "ram/ram",
+    ),
     "a compressed page": (record(256, text(b"ram")), "unsupported", "part", 5, "ram"),
 }
 

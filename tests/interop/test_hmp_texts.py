@@ -33,11 +33,14 @@ def test_capabilities_are_printed_alike(qemu, serve):
     assert ours.startswith(theirs), "names of later versions follow"
 
 
-@pytest.mark.parametrize("outcome", ["none", "completed", "failed"])
+@pytest.mark.parametrize("outcome", ["none", "completed", "failed", "completed with xbzrle"])
 def test_migration_and_status_are_printed_alike(qemu, serve, outcome):
+    outcome, _, capability = outcome.partition(" with ")
     uri = {"completed": "exec:cat > /dev/null", "failed": "tcp:127.0.0.1:1"}.get(outcome)
     peers = qemu("-m", "4M"), serve("-m", "4M")
     for peer in peers:
+        if capability:
+            peer.set_capabilities(**{capability: True})
         if uri is not None:
             peer.command("migrate", uri=uri)
             wait_until(lambda peer=peer: peer.migration()["status"] in FINAL, what="the end")

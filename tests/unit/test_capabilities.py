@@ -1,7 +1,8 @@
 import pytest
 
 from qmig_e2k import MigrationError
-from qmig_e2k.migration.capabilities import CAPABILITIES, Capabilities
+from qmig_e2k.migration import capabilities
+from qmig_e2k.migration.capabilities import CAPABILITIES, EXCLUDES, Capabilities
 
 QEMU_7_2 = [
     "xbzrle",
@@ -75,3 +76,26 @@ def test_a_capability_that_needs_another():
         caps.update([("postcopy-ram", False)])
     assert caps.enabled == ["postcopy-ram", "postcopy-preempt"]
     caps.update([("postcopy-ram", False), ("postcopy-preempt", False)])
+
+
+@pytest.mark.parametrize("pair", EXCLUDES)
+def test_capabilities_that_exclude_each_other(monkeypatch, pair):
+    """Whether they are built or not: once they are, this is what holds."""
+    monkeypatch.setattr(capabilities, "CAPABILITIES", dict.fromkeys(CAPABILITIES))
+    needed = [(capabilities.NEEDS[name], True) for name in pair if name in capabilities.NEEDS]
+    caps = Capabilities()
+    caps.update([*needed, (pair[1], True)])
+    before = caps.enabled
+    for changes in ([(pair[0], True)], [(pair[1], True), (pair[0], True)]):
+        with pytest.raises(MigrationError, match="cannot be on together") as caught:
+            caps.update([*needed, *changes])
+        assert caught.value.kind == "invalid-argument"
+        assert caps.enabled == before
+    caps.update([*needed, (pair[1], False), (pair[0], True)])
+    assert pair[0] in caps.enabled
+
+
+def test_what_means_nothing_here_is_accepted():
+    caps = Capabilities()
+    caps.update([("zero-blocks", True), ("xbzrle", True)])
+    assert caps.enabled == ["xbzrle", "zero-blocks"]

@@ -90,6 +90,35 @@ def test_info_migrate_optional_lines():
     ]
 
 
+def test_info_migrate_lines_of_capabilities():
+    cache = {
+        "cache-size": 67108864,
+        "bytes": 3000,
+        "pages": 17,
+        "cache-miss": 5,
+        "cache-miss-rate": 0.125,
+        "encoding-rate": 240.5,
+        "overflow": 1,
+    }
+    compression = {"pages": 9, "busy": 2, "busy-rate": 0.5, "compressed-size": 4096, "compression-rate": 3.0}
+    more = {"ram": RAM, "xbzrle-cache": cache, "compression": compression, "cpu-throttle-percentage": 20}
+    assert lines("info migrate", status="active", **more)[-13:] == [
+        "cache size: 67108864 bytes",
+        "xbzrle transferred: 2 kbytes",
+        "xbzrle pages: 17 pages",
+        "xbzrle cache miss: 5 pages",
+        "xbzrle cache miss rate: 0.12",
+        "xbzrle encoding rate: 240.50",
+        "xbzrle overflow: 1",
+        "compression pages: 9 pages",
+        "compression busy: 2",
+        "compression busy rate: 0.50",
+        "compressed size: 4 kbytes",
+        "compression rate: 3.00",
+        "cpu throttle percentage: 20",
+    ]
+
+
 def test_info_migrate_failed_blocked_and_listening():
     found = lines(
         "info migrate",

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from qmig_e2k.errors import migration_error
 
-__all__ = ["ALIASES", "CAPABILITIES", "NEEDS", "NO_DIRTY_RING", "NO_STORAGE", "Capabilities", "canonical"]
+__all__ = ["ALIASES", "CAPABILITIES", "EXCLUDES", "NEEDS", "NO_DIRTY_RING", "NO_STORAGE", "Capabilities", "canonical"]
 
 NO_DIRTY_RING = "it needs a hardware dirty ring, which an emulated machine has not"
 _LATER = "it is not built yet in this version of qmig_e2k"
@@ -18,10 +18,10 @@ NO_STORAGE = "this machine has no block devices"
 
 CAPABILITIES: Mapping[str, str | None] = MappingProxyType(
     {
-        "xbzrle": _LATER,
+        "xbzrle": None,
         "rdma-pin-all": "the rdma: transport is not supported",
         "auto-converge": _LATER,
-        "zero-blocks": NO_STORAGE,
+        "zero-blocks": None,
         "compress": None,
         "events": None,
         "postcopy-ram": None,
@@ -46,8 +46,24 @@ CAPABILITIES: Mapping[str, str | None] = MappingProxyType(
 )
 """Every known capability in the order of `query-migrate-capabilities`: why it cannot be switched on; None: it can."""
 
-NEEDS: Mapping[str, str] = MappingProxyType({"postcopy-preempt": "postcopy-ram"})
+NEEDS: Mapping[str, str] = MappingProxyType({"postcopy-preempt": "postcopy-ram", "zero-copy-send": "multifd"})
 """Capabilities that mean nothing without another one."""
+
+_OTHER_WAY = "each sends pages in a way of its own"
+_WHOLE = "a file has room for whole pages only"
+
+EXCLUDES: Mapping[tuple[str, str], str] = MappingProxyType(
+    {
+        ("multifd", "xbzrle"): _OTHER_WAY,
+        ("multifd", "compress"): _OTHER_WAY + "; set the parameter multifd-compression instead",
+        ("multifd", "postcopy-ram"): "a page that is waited for could be on any channel",
+        ("postcopy-preempt", "compress"): "requested pages are sent as they are",
+        ("mapped-ram", "xbzrle"): _WHOLE,
+        ("mapped-ram", "compress"): _WHOLE,
+        ("mapped-ram", "postcopy-ram"): "a file cannot be asked for a page",
+    }
+)
+"""Pairs of capabilities that cannot be on together, and why (QEMU 10.0 has the same, and 7.2 those with `compress`)."""
 
 ALIASES: Mapping[str, str] = MappingProxyType({"x-postcopy-ram": "postcopy-ram", "x-multifd": "multifd"})
 """Spellings of earlier QEMU versions."""
@@ -83,8 +99,8 @@ class Capabilities:
         """The set that would be on after `changes`, later entries of a name winning.
 
         Raises:
-            MigrationError: `invalid-argument` for an unknown name or one without what it needs, `unsupported` for one
-                that cannot be had; nothing is changed.
+            MigrationError: `invalid-argument` for an unknown name, one without what it needs or two that exclude each
+                other, `unsupported` for one that cannot be had; nothing is changed.
         """
         wanted = dict(self.items())
         for name, state in changes:
@@ -96,6 +112,10 @@ class Capabilities:
         for name, needed in NEEDS.items():
             if wanted[name] and not wanted[needed]:
                 raise migration_error("invalid-argument", f"capability {name!r} needs {needed!r}: switch both on")
+        for (name, other), reason in EXCLUDES.items():
+            if wanted[name] and wanted[other]:
+                text = f"capabilities {name!r} and {other!r} cannot be on together: {reason}"
+                raise migration_error("invalid-argument", text)
         return frozenset(name for name, state in wanted.items() if state)
 
     def update(self, changes: Iterable[tuple[str, bool]]) -> None:

@@ -117,13 +117,33 @@ _RAM_LINES = (
 )
 
 
-def _ram_lines(ram: Mapping[str, Any]) -> list[str]:
+_XBZRLE_LINES = (
+    ("cache size", "cache-size", "bytes", True),
+    ("xbzrle transferred", "bytes", _KBYTES, True),
+    ("xbzrle pages", "pages", "pages", True),
+    ("xbzrle cache miss", "cache-miss", "pages", True),
+    ("xbzrle cache miss rate", "cache-miss-rate", "", True),
+    ("xbzrle encoding rate", "encoding-rate", "", True),
+    ("xbzrle overflow", "overflow", "", True),
+)
+_COMPRESSION_LINES = (
+    ("compression pages", "pages", "pages", True),
+    ("compression busy", "busy", "", True),
+    ("compression busy rate", "busy-rate", "", True),
+    ("compressed size", "compressed-size", _KBYTES, True),
+    ("compression rate", "compression-rate", "", True),
+)
+
+_Lines = tuple[tuple[str, str, str, bool], ...]
+
+
+def _counter_lines(table: _Lines, counters: Mapping[str, Any]) -> list[str]:
     lines = []
-    for label, member, unit, always in _RAM_LINES:
-        value = ram.get(member, 0)
+    for label, member, unit, always in table:
+        value = counters.get(member, 0)
         if not (always or value):
             continue
-        text = f"{value:.2f}" if unit == "mbps" else str(value // 1024 if unit == _KBYTES else value)
+        text = f"{value:.2f}" if isinstance(value, float) else str(value // 1024 if unit == _KBYTES else value)
         lines.append(f"{label}: {text} {unit}".rstrip())
     return lines
 
@@ -164,8 +184,9 @@ def _migrate(machine: Machine) -> list[str]:
         ):
             if member in info:
                 lines.append(f"{label}: {info[member]} ms")
-    if "ram" in info:
-        lines += _ram_lines(info["ram"])
+    for member, table in (("ram", _RAM_LINES), ("xbzrle-cache", _XBZRLE_LINES), ("compression", _COMPRESSION_LINES)):
+        if member in info:
+            lines += _counter_lines(table, info[member])
     if "cpu-throttle-percentage" in info:
         lines.append(f"cpu throttle percentage: {info['cpu-throttle-percentage']}")
     if "postcopy-blocktime" in info:

@@ -453,8 +453,14 @@ fn what_is_wrong_after_run_pauses_and_loses_nothing() {
             s.footer(2);
         }
     };
+    let difference = |s: &mut Output| {
+        s.section_part(2);
+        s.page_record(0, qmig_core::wire::consts::RAM_XBZRLE, Some(b"ram"));
+        s.put(&[1, 0, 3, 0, 1, 1]);
+    };
     let cases: Vec<Case> = vec![
         ("a page twice", "arrived twice", Box::new(zero_at(0x1000))),
+        ("a difference", "XBZRLE pages are not taken here", Box::new(difference)),
         ("outside", "page at 0x28000 of a block of 0x28000 bytes", Box::new(zero_at(0x28000))),
         ("a discard", "POSTCOPY_RAM_DISCARD is out of order", Box::new(|s| s.command(&discard(&[(0, 4096)])))),
         ("LISTEN", "POSTCOPY_LISTEN is out of order", Box::new(|s| s.command(&Command::Listen))),

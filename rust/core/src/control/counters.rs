@@ -109,8 +109,42 @@ pub struct Counters {
     pub expected_downtime: Counter,
     /// 10^6 bit/s in the last window; the average of the whole at the end.
     pub mbps: Gauge,
+    /// Of pages sent as differences.
+    pub xbzrle: XbzrleCounters,
     /// Of compressed pages.
     pub compression: CompressionCounters,
+}
+
+/// Counters of the capability `xbzrle` (control-plane 4.4).
+#[derive(Debug, Default)]
+pub struct XbzrleCounters {
+    /// Bytes of records with a difference, their heads included.
+    pub bytes: Counter,
+    /// Such records.
+    pub pages: Counter,
+    /// Pages that the cache did not have.
+    pub cache_miss: Counter,
+    /// The same for each page looked at in the last period.
+    pub cache_miss_rate: Gauge,
+    /// Bytes of pages for each byte sent for them in the last period; 0: none were.
+    pub encoding_rate: Gauge,
+    /// Pages whose difference was larger than a page.
+    pub overflow: Counter,
+}
+
+impl XbzrleCounters {
+    /// The `xbzrle-cache` object of query-migrate; `cache_size` in bytes.
+    pub fn to_json(&self, cache_size: u64) -> Value {
+        json!({
+            "cache-size": cache_size,
+            "bytes": self.bytes.get(),
+            "pages": self.pages.get(),
+            "cache-miss": self.cache_miss.get(),
+            "cache-miss-rate": self.cache_miss_rate.get(),
+            "encoding-rate": self.encoding_rate.get(),
+            "overflow": self.overflow.get(),
+        })
+    }
 }
 
 impl Counters {

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde_json::{Map, Value, json};
 
-pub use self::counters::{Counter, Counters, Gauge, TARGET_PAGE};
+pub use self::counters::{CompressionCounters, Counter, Counters, Gauge, TARGET_PAGE, XbzrleCounters};
 use self::downtime::DowntimeRecord;
 pub use self::downtime::Phase;
 pub use self::events::{Event, QUEUE_LIMIT, Subscription, Waker};

@@ -1,7 +1,10 @@
 //! The migration parameters that Rust threads read. Python has and checks the whole set (control-plane 6).
 
+use std::ops::RangeInclusive;
+
 use serde_json::Value;
 
+use crate::wire::consts::PAGE_SIZE;
 use crate::{Error, ErrorKind, Result};
 
 /// How the pages of multifd packets are compressed.
@@ -43,6 +46,8 @@ pub struct Parameters {
     pub multifd_compression: Compression,
     /// Who looks for zero pages.
     pub zero_page_detection: ZeroPageDetection,
+    /// Bytes of pages that the cache of `xbzrle` holds; a power of two, a page at least.
+    pub xbzrle_cache_size: u64,
     /// Level of zlib for compressed pages, 0 to 9.
     pub compress_level: u8,
     /// Threads that compress pages.
@@ -63,6 +68,7 @@ impl Default for Parameters {
             multifd_channels: 2,
             multifd_compression: Compression::None,
             zero_page_detection: ZeroPageDetection::Multifd,
+            xbzrle_cache_size: 64 << 20,
             compress_level: 1,
             compress_threads: 8,
             compress_wait_thread: true,
@@ -73,7 +79,7 @@ impl Default for Parameters {
 
 impl Parameters {
     /// From the JSON object of all parameters by QMP name; what is absent has its default, what is not read here is passed over.
-    /// Fails with `invalid-argument` if the text is no object or one of ours is nothing that it can be.
+    /// Fails with `invalid-argument` if the text is no object or one of ours is not of its type and range.
     pub fn parse(json: &str) -> Result<Self> {
         let bad = |text: String| Error::new(ErrorKind::InvalidArgument, text);
         let object = match serde_json::from_str(json) {
@@ -85,20 +91,21 @@ impl Parameters {
             None => Ok(default),
             Some(value) => value.as_u64().ok_or_else(|| bad(format!("parameter {name} must be an unsigned integer, not {value}"))),
         };
+        let within = |name: &str, default: u8, range: RangeInclusive<u8>| {
+            let value = read(name, default.into())?;
+            let fits = u8::try_from(value).ok().filter(|value| range.contains(value));
+            fits.ok_or_else(|| bad(format!("parameter {name} must be from {} to {}, not {value}", range.start(), range.end())))
+        };
+        let switch = |name: &str, default: bool| match object.get(name) {
+            None => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| bad(format!("parameter {name} must be a boolean, not {value}"))),
+        };
         let name = |name: &str, default: &'static str| match object.get(name) {
             None => Ok(default.to_owned()),
             Some(Value::String(value)) => Ok(value.clone()),
             Some(value) => Err(bad(format!("parameter {name} must be a name, not {value}"))),
         };
-        let small = |name: &str, default: u8| {
-            u8::try_from(read(name, default.into())?).map_err(|_| bad(format!("parameter {name} must be at most {}", u8::MAX)))
-        };
-        let switch = |name: &str, default: bool| match object.get(name) {
-            None => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| bad(format!("parameter {name} must be true or false, not {value}"))),
-        };
         let default = Self::default();
-        let channels = read("multifd-channels", default.multifd_channels.into())?;
         let (zlib, zstd) = (read("multifd-zlib-level", 1)?, read("multifd-zstd-level", 1)?);
         let multifd_compression = match name("multifd-compression", "none")?.as_str() {
             "none" => Compression::None,
@@ -112,21 +119,24 @@ impl Parameters {
             "multifd" => ZeroPageDetection::Multifd,
             other => return Err(bad(format!("there is no zero-page-detection {other:?}"))),
         };
+        let xbzrle_cache_size = read("xbzrle-cache-size", default.xbzrle_cache_size)?;
+        if !xbzrle_cache_size.is_power_of_two() || xbzrle_cache_size < PAGE_SIZE {
+            let text = format!("parameter xbzrle-cache-size must be a power of two from {PAGE_SIZE} on, not {xbzrle_cache_size}");
+            return Err(bad(text));
+        }
         Ok(Self {
             max_bandwidth: read("max-bandwidth", default.max_bandwidth)?,
             avail_switchover_bandwidth: read("avail-switchover-bandwidth", default.avail_switchover_bandwidth)?,
             max_postcopy_bandwidth: read("max-postcopy-bandwidth", default.max_postcopy_bandwidth)?,
             downtime_limit: read("downtime-limit", default.downtime_limit)?,
-            multifd_channels: u8::try_from(channels)
-                .ok()
-                .filter(|channels| *channels > 0)
-                .ok_or_else(|| bad(format!("multifd-channels must be 1 to 255, not {channels}")))?,
+            multifd_channels: within("multifd-channels", default.multifd_channels, 1..=255)?,
             multifd_compression,
             zero_page_detection,
-            compress_level: small("compress-level", default.compress_level)?,
-            compress_threads: small("compress-threads", default.compress_threads)?,
+            xbzrle_cache_size,
+            compress_level: within("compress-level", default.compress_level, 0..=9)?,
+            compress_threads: within("compress-threads", default.compress_threads, 1..=255)?,
             compress_wait_thread: switch("compress-wait-thread", default.compress_wait_thread)?,
-            decompress_threads: small("decompress-threads", default.decompress_threads)?,
+            decompress_threads: within("decompress-threads", default.decompress_threads, 1..=255)?,
         })
     }
 }
@@ -156,7 +166,15 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_cannot_be() {
+    fn ranges() {
+        let text = r#"{"xbzrle-cache-size": 4096, "compress-level": 0, "compress-threads": 255, "compress-wait-thread": false}"#;
+        let got = Parameters::parse(text).unwrap();
+        assert_eq!((got.xbzrle_cache_size, got.compress_level, got.compress_threads), (4096, 0, 255));
+        assert!(!got.compress_wait_thread);
+    }
+
+    #[test]
+    fn refuses_what_is_of_another_type_or_out_of_range() {
         for text in [
             "",
             "[]",
@@ -171,6 +189,11 @@ mod tests {
             r#"{"multifd-compression": "zstd", "multifd-zstd-level": 5000000000}"#,
             r#"{"zero-page-detection": "both"}"#,
             r#"{"compress-threads": 256}"#,
+            r#"{"xbzrle-cache-size": 2048}"#,
+            r#"{"xbzrle-cache-size": 12288}"#,
+            r#"{"compress-level": 10}"#,
+            r#"{"compress-threads": 0}"#,
+            r#"{"decompress-threads": 256}"#,
             r#"{"compress-wait-thread": 1}"#,
         ] {
             assert_eq!(Parameters::parse(text).unwrap_err().kind, ErrorKind::InvalidArgument, "{text}");

@@ -393,6 +393,9 @@ impl Session {
         }
         into.insert("setup-time".into(), millis(times.setup.unwrap_or_default()));
         into.insert("ram".into(), self.counters.to_json(status == Status::Completed));
+        if self.hub.capability("xbzrle") {
+            into.insert("xbzrle-cache".into(), self.counters.xbzrle.to_json(self.hub.parameters().xbzrle_cache_size));
+        }
         if self.hub.capability("compress") {
             into.insert("compression".into(), self.counters.compression.to_json());
         }

@@ -244,6 +244,16 @@ fn query_migrate_by_state() {
     let live = ["status", "total-time", "expected-downtime", "setup-time", "ram", "x-dirty-log", "x-commands-waited"];
     assert_eq!(keys(&control.query_migrate()), set(&live));
     assert_eq!(control.query_migrate()["expected-downtime"], 300);
+    control.set_parameters(Parameters { xbzrle_cache_size: 8192, ..Parameters::default() });
+    for (capability, object) in [("xbzrle", "xbzrle-cache"), ("compress", "compression")] {
+        control.set_capabilities([capability.to_owned()]);
+        assert_eq!(keys(&control.query_migrate()), set(&[&live[..], &[object]].concat()));
+    }
+    control.set_capabilities(["xbzrle".to_owned()]);
+    session.counters.xbzrle.pages.add(3);
+    let cache = &control.query_migrate()["xbzrle-cache"];
+    assert_eq!((&cache["cache-size"], &cache["pages"], &cache["cache-miss-rate"]), (&json!(8192), &json!(3), &json!(0.0)));
+    control.set_capabilities([]);
 
     session.mark_stopped();
     control.note_time(Phase::Stop, 12);

@@ -176,7 +176,8 @@ impl Incoming {
 
     /// The decoder of the main channel. With mapped-ram its offsets are those of the file, and the pages are read beside it.
     fn decoder(&self, uri: &Uri, reader: ReadHalf, beside: Option<&Arc<FanIn>>) -> Result<Main> {
-        let (mut accept, mut begin) = (Accept::empty(), 0);
+        // Differences are taken unasked, as by QEMU: their sender alone has to remember anything.
+        let (mut accept, mut begin) = (Accept::XBZRLE, 0);
         if let Some(file) = MappedFile::wanted(&self.control, uri, &reader)? {
             accept |= Accept::MAPPED_RAM;
             begin = reader.position()?;

@@ -8,6 +8,7 @@ use super::inflating::{Inflating, Place};
 use super::mapped_ram::MappedFile;
 use super::multifd::FanIn;
 use super::places::Places;
+use crate::page::xbzrle_decode;
 use crate::postcopy::Memory;
 use crate::ram::{Block, RamList, TARGET_PAGE};
 use crate::sys::guest::settle;
@@ -97,6 +98,14 @@ impl RamLoader {
             None => decoder.next(self),
             Some(memory) => decoder.next(&mut Noting { loader: self, memory: &memory }),
         }
+    }
+
+    /// Changes a page by a difference. It is put together apart from guest memory: a delta that is refused has changed nothing.
+    fn patch(&mut self, block: usize, offset: u64, delta: &[u8]) -> Result<()> {
+        let mut page = [0; TARGET_PAGE];
+        self.places[block].block().read(offset, &mut page)?;
+        xbzrle_decode(delta, &mut page)?;
+        self.places[block].put(offset, &page)
     }
 
     /// A RAM section is complete: its pages are there for every thread that hears of it. After the `last` one no page comes any more.
@@ -191,7 +200,10 @@ impl PageSink for RamLoader {
     }
 
     fn coded_at(&mut self, block: usize, offset: u64, page: CodedPage<'_>, at: u64) -> Result<()> {
-        let CodedPage::Zlib(bytes) = page else { return self.coded(block, offset, page) };
+        let bytes = match page {
+            CodedPage::Xbzrle(delta) => return self.patch(block, offset, delta),
+            CodedPage::Zlib(bytes) => bytes,
+        };
         let inflating = match &mut self.inflating {
             Some(inflating) => inflating,
             none => none.insert(Inflating::start(self.inflate_threads)?),

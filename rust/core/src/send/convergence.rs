@@ -3,6 +3,10 @@
 //! The downtime limit is a ceiling, not a target: while one more round still makes the rest clearly smaller, it is worth its bytes,
 //! because every page sent now is a page not sent while the machine stands still.
 
+use std::time::Duration;
+
+use super::outgoing::{to_f64, whole};
+
 /// A rest that is sent faster than a round trip takes; no round can improve on it.
 const NEGLIGIBLE_BYTES: u64 = 256 << 10;
 /// Rounds below the ceiling at most, so that a slowly shrinking rest cannot hold the machine here for ever.
@@ -50,9 +54,44 @@ impl Convergence {
     }
 }
 
+/// A round that was sent. It tells how long pages take where bytes do not, because they are sent in other ways than as they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Round {
+    /// Bytes of the pages that were dirty.
+    pub bytes: u64,
+    /// From the sync before it to the one after it.
+    pub time: Duration,
+}
+
+impl Round {
+    /// Bytes of dirty pages that fit into `limit`: as many as in this round at its speed, and what is more at `bytes_per_ms`, for it may
+    /// be of another kind.
+    pub fn ceiling(&self, limit: Duration, bytes_per_ms: f64) -> u64 {
+        match limit.checked_sub(self.time) {
+            None => whole(to_f64(self.bytes) * limit.as_secs_f64() / self.time.as_secs_f64()),
+            Some(rest) => self.bytes.saturating_add(whole(rest.as_secs_f64() * 1000.0 * bytes_per_ms)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_round_that_took_longer_than_the_limit_counts_in_part() {
+        let round = Round { bytes: 64 << 20, time: Duration::from_secs(2) };
+        assert_eq!(round.ceiling(Duration::from_millis(500), 1e6), 16 << 20);
+        assert_eq!(round.ceiling(Duration::ZERO, 1e6), 0);
+    }
+
+    #[test]
+    fn what_is_more_than_a_short_round_goes_at_the_bandwidth() {
+        let round = Round { bytes: 4096, time: Duration::from_millis(100) };
+        assert_eq!(round.ceiling(Duration::from_millis(300), 1000.0), 4096 + 200_000);
+        assert_eq!(round.ceiling(Duration::from_millis(100), 1000.0), 4096);
+        assert_eq!(Round { bytes: 0, time: Duration::ZERO }.ceiling(Duration::ZERO, 1000.0), 0);
+    }
 
     #[test]
     fn idle_machine_switches_at_once() {

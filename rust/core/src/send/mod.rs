@@ -20,6 +20,7 @@ mod background;
 mod batch;
 mod compress;
 mod convergence;
+mod delta;
 mod discard;
 mod mapped_ram;
 mod multifd;

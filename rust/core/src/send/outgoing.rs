@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::convergence::{Convergence, Verdict};
+use super::convergence::{Convergence, Round, Verdict};
 use super::multifd::{self, Multifd};
 use super::postcopy::{self, Plan};
 use super::ram_saver::{RamSaver, Turn};
@@ -15,6 +15,7 @@ use crate::control::{Control, Phase, Session, Status, no_file};
 use crate::ram::dirty::DirtyMode;
 use crate::ram::{Block, RamList};
 use crate::recv::Deadlines;
+use crate::wire::consts::PAGE_SIZE;
 use crate::wire::{Output, SectionKind};
 use crate::{Error, ErrorKind, Result};
 
@@ -113,6 +114,10 @@ struct Rates {
     bytes_per_ms: f64,
     /// Bytes dirty at the last sync.
     dirty_bytes: u64,
+    /// When the present round began, and what `RamSaver::offered` was then.
+    round: (Instant, u64),
+    /// The last round, where it is to be gone by.
+    last_round: Option<Round>,
 }
 
 impl Outgoing {
@@ -142,7 +147,15 @@ impl Outgoing {
             answer_deadline: ANSWER_DEADLINE,
             word_deadline: WORD_DEADLINE,
             precopy_bytes: None,
-            rates: Rates { evaluated: Instant::now(), dirtied: 0, pages_sent: 0, bytes_per_ms: 0.0, dirty_bytes: 0 },
+            rates: Rates {
+                evaluated: Instant::now(),
+                dirtied: 0,
+                pages_sent: 0,
+                bytes_per_ms: 0.0,
+                dirty_bytes: 0,
+                round: (Instant::now(), 0),
+                last_round: None,
+            },
         })
     }
 
@@ -264,9 +277,13 @@ impl Outgoing {
                 self.parts()?.1.rate().wait(&hurry);
                 self.window()?;
             } else if saver.remaining_bytes() == 0 {
+                let (offered, end) = (saver.offered(), Instant::now());
                 let newly = saver.sync()?;
                 let remaining = saver.remaining_bytes();
                 self.synced(newly);
+                let (begun, before) = std::mem::replace(&mut self.rates.round, (Instant::now(), offered.unwrap_or_default()));
+                let round = offered.map(|all| Round { bytes: (all - before) * PAGE_SIZE, time: end - begun });
+                self.rates.last_round = round.filter(|round| round.bytes > 0);
                 let ceiling = self.ceiling();
                 let left = remaining.saturating_add(pending);
                 if self.convergence.judge(left, ceiling) == Verdict::Switch {
@@ -477,13 +494,14 @@ impl Outgoing {
         counters.pages_per_second.set(per_second(pages - self.rates.pages_sent, elapsed));
         self.rates.pages_sent = pages;
         if counters.dirty_pages_rate.get() > 0 && bytes > LEAST_FOR_ESTIMATE {
-            counters.expected_downtime.set(whole(to_f64(self.rates.dirty_bytes) / self.rates.bytes_per_ms));
+            let speed = self.rates.last_round.map_or(self.rates.bytes_per_ms, |round| per_ms(round.bytes, round.time));
+            counters.expected_downtime.set(whole(to_f64(self.rates.dirty_bytes) / speed));
         }
         Ok(())
     }
 
-    /// Bytes that fit into the downtime limit.
-    fn ceiling(&mut self) -> u64 {
+    /// Bytes of dirty pages that fit into the downtime limit.
+    fn ceiling(&self) -> u64 {
         let parameters = self.control.parameters();
         let bytes_per_ms = if parameters.avail_switchover_bandwidth > 0 {
             to_f64(parameters.avail_switchover_bandwidth / 1000)
@@ -494,7 +512,12 @@ impl Outgoing {
             let sent = self.stream.as_ref().map_or(0, Stream::sent);
             per_ms(sent, self.rates.evaluated.elapsed())
         };
-        whole(bytes_per_ms * to_f64(parameters.downtime_limit))
+        match self.rates.last_round {
+            Some(round) if parameters.avail_switchover_bandwidth == 0 => {
+                round.ceiling(Duration::from_millis(parameters.downtime_limit), bytes_per_ms)
+            }
+            _ => whole(bytes_per_ms * to_f64(parameters.downtime_limit)),
+        }
     }
 
     /// Bytes a second of the last window.
@@ -565,12 +588,12 @@ pub(super) fn per_second(count: u64, elapsed: Duration) -> u64 {
 }
 
 #[allow(clippy::cast_precision_loss)] // an estimate
-fn to_f64(value: u64) -> f64 {
+pub(super) fn to_f64(value: u64) -> f64 {
     value as f64
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates, and is never negative
-fn whole(value: f64) -> u64 {
+pub(super) fn whole(value: f64) -> u64 {
     value as u64
 }
 

@@ -46,6 +46,8 @@ pub struct RamSaver {
     records: MainRecords,
     /// Who is offered each page before it becomes a plain record.
     ways: Vec<Box<dyn Way>>,
+    /// Pages that they were offered after the first pass.
+    offered: u64,
     dirty_pages: u64,
     /// Pages of one kind in a row up to here, as far as they needed a look: zero or not, and how many.
     run: (bool, u32),
@@ -83,6 +85,7 @@ impl RamSaver {
             next_page: 0,
             records: MainRecords::new(blocks)?,
             ways,
+            offered: 0,
             dirty_pages: 0,
             run: (false, 0),
             scout: None,
@@ -133,6 +136,12 @@ impl RamSaver {
     /// Page records written so far.
     pub fn pages_sent(&self) -> u64 {
         self.records.duplicate + self.records.normal + self.records.coded
+    }
+
+    /// Pages that came to their turn after the first pass, where they have other ways to travel than as they are: then the bytes sent do
+    /// not tell how many they were.
+    pub fn offered(&self) -> Option<u64> {
+        (!self.ways.is_empty()).then_some(self.offered)
     }
 
     /// Move what the logs have seen into the bitmaps; returns the pages newly dirty.
@@ -297,6 +306,7 @@ impl RamSaver {
             untouched: area.untouched.as_ref().is_some_and(|known| known.get(number)),
             bulk: area.untouched.is_some(),
         };
+        self.offered += u64::from(!page.bulk);
         for way in &mut self.ways {
             if way.page(stream, &mut self.records, &page)? {
                 return Ok(());

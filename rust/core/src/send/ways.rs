@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use super::compress::Compress;
+use super::delta::Deltas;
 use super::mapped_ram::{self, MappedRam};
 use super::stream::Stream;
 use super::zero_scout::PIECE;
@@ -104,6 +105,13 @@ impl MainRecords {
         self.head(stream, page, RAM_PAGE)?;
         stream.put_page(page.area, page.offset, PAGE_BYTES)
     }
+
+    /// A page as `bytes`, which were copied out of it.
+    pub fn whole(&mut self, stream: &mut Stream, page: &Page<'_>, bytes: &[u8; PAGE_BYTES]) -> Result<()> {
+        self.normal += 1;
+        self.head(stream, page, RAM_PAGE)?;
+        stream.put(bytes)
+    }
 }
 
 /// A way for pages to travel. Called from the migration thread only.
@@ -142,6 +150,9 @@ pub trait Way: Debug + Send {
 pub fn wanted(control: &Arc<Control>, session: &Arc<Session>, blocks: &[Arc<Block>], stream: &Stream) -> Result<Vec<Box<dyn Way>>> {
     let mut ways: Vec<Box<dyn Way>> = Vec::new();
     let looks = control.parameters().zero_page_detection != ZeroPageDetection::None;
+    if control.capability("xbzrle") {
+        ways.push(Box::new(Deltas::new(control, session, blocks)?));
+    }
     if let Some(threads) = control.mapped_ram() {
         let file = mapped_ram::file(stream)?;
         ways.push(Box::new(MappedRam::new(file, blocks, threads, looks, Arc::clone(session))?));
