@@ -11,7 +11,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from qmig_e2k.bench import codec, dirty, host, pages, precopy, vmstate
+from qmig_e2k.bench import codec, dirty, host, pages, precopy, vmstate, xbzrle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,12 @@ def run(
         return 1
     if what == "precopy":
         bare_loop = programs / "bare_loop" if programs else None
-        results = [*precopy.run(runs, bare_loop, say), *precopy.downtime(runs, say), *precopy.resident(say)]
+        results = [
+            *precopy.run(runs, bare_loop, say),
+            *precopy.downtime(runs, say),
+            *precopy.resident(say),
+            *xbzrle.run(say),
+        ]
     elif what == "ram":
         results = pages.run(runs, say)
     elif what == "vmstate":

@@ -460,7 +460,7 @@ fn what_is_wrong_after_run_pauses_and_loses_nothing() {
     };
     let cases: Vec<Case> = vec![
         ("a page twice", "arrived twice", Box::new(zero_at(0x1000))),
-        ("a difference", "XBZRLE pages are not taken here", Box::new(difference)),
+        ("a difference", "an XBZRLE page after POSTCOPY_LISTEN", Box::new(difference)),
         ("outside", "page at 0x28000 of a block of 0x28000 bytes", Box::new(zero_at(0x28000))),
         ("a discard", "POSTCOPY_RAM_DISCARD is out of order", Box::new(|s| s.command(&discard(&[(0, 4096)])))),
         ("LISTEN", "POSTCOPY_LISTEN is out of order", Box::new(|s| s.command(&Command::Listen))),
