@@ -9,13 +9,19 @@ use std::time::{Duration, Instant};
 
 use qmig_core::channel::Uri;
 use qmig_core::control::{Control, Parameters, Status, ZeroPageDetection};
-use qmig_core::ram::Block;
 use qmig_core::ram::dirty::DirtyMode;
+use qmig_core::ram::{Backing, Block, BlockOptions};
 use qmig_core::recv::Incoming;
 use qmig_core::send::{Format, Options, Outgoing, Step};
 use qmig_core::wire::{DecoderOptions, Event, Output};
 use qmig_core::{Error, ErrorKind, Result};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
+use tmpfs::Tmpfs;
+
+#[allow(dead_code)]
+#[path = "scripted/tmpfs.rs"]
+mod tmpfs;
 
 const PAGE: u64 = 4096;
 /// Where pages begin in a file with a short head.
@@ -52,6 +58,14 @@ fn head() -> Output {
     head
 }
 
+fn begun(blocks: Vec<Arc<Block>>, threads: Option<u8>) -> (Arc<Control>, Outgoing) {
+    let control = control(threads);
+    control.begin_outgoing().unwrap();
+    let options = Options { format: Format::V10_0, section_id: 1, footers: true, switchover_start: true, dirty: DirtyMode::Explicit };
+    let outgoing = Outgoing::new(Arc::clone(&control), blocks, options).unwrap();
+    (control, outgoing)
+}
+
 struct Source {
     control: Arc<Control>,
     outgoing: Outgoing,
@@ -59,10 +73,7 @@ struct Source {
 
 impl Source {
     fn new(blocks: Vec<Arc<Block>>, threads: Option<u8>, file: OwnedFd) -> Result<Self> {
-        let control = control(threads);
-        control.begin_outgoing().unwrap();
-        let options = Options { format: Format::V10_0, section_id: 1, footers: true, switchover_start: true, dirty: DirtyMode::Explicit };
-        let mut outgoing = Outgoing::new(Arc::clone(&control), blocks, options).unwrap();
+        let (control, mut outgoing) = begun(blocks, threads);
         outgoing.connect(&uri(), Some(file))?;
         Ok(Self { control, outgoing })
     }
@@ -114,8 +125,9 @@ fn machine() -> Vec<Arc<Block>> {
 }
 
 /// The same in memory that is not what it is going to be.
-fn others() -> Vec<Arc<Block>> {
-    let blocks = vec![Block::anon("ram", 40 * MIB).unwrap(), Block::anon("rom", 3 * PAGE).unwrap()];
+fn others(backing: Backing) -> Vec<Arc<Block>> {
+    let options = BlockOptions { backing, ..BlockOptions::default() };
+    let blocks = vec![Block::new("ram", 40 * MIB, &options).unwrap(), Block::anon("rom", 3 * PAGE).unwrap()];
     blocks[0].fill(10 * PAGE, 200 * 4096, 0xee).unwrap();
     blocks[1].fill(0, 3 * 4096, 0xee).unwrap();
     blocks
@@ -152,7 +164,7 @@ fn any_number_of_threads_writes_and_reads_the_same() {
         assert_eq!(counters.multifd_bytes.get(), if writers.unwrap_or(1) > 1 { counters.normal.get() * PAGE } else { 0 });
         assert!(counters.transferred.get() > counters.normal.get() * PAGE);
         assert!(!migration.control.owned());
-        let there = others();
+        let there = others(if readers == Some(3) { Backing::Memfd } else { Backing::Anon });
         load(&there, readers, rewound(&file)).unwrap();
         assert_same(&source, &there);
     }
@@ -169,7 +181,7 @@ fn the_newest_version_of_a_page_counts() {
             source[0].mark_dirty(PAGE, 4096).unwrap();
         };
         migration.run(&[None], between).unwrap();
-        let there = others();
+        let there = others(Backing::Anon);
         load(&there, threads, rewound(&file)).unwrap();
         assert_same(&source, &there);
         // Old bytes may stay where no bit is set.
@@ -190,7 +202,7 @@ fn what_is_written_when_nobody_should_is_in_the_file_too() {
     let mut migration = Source::new(source.clone(), Some(2), again(&file)).unwrap();
     // No END of RAM either: what comes at the fence brings its own bits.
     migration.run(&[], || source[0].write(4 * PAGE, b"late").unwrap()).unwrap();
-    let there = others();
+    let there = others(Backing::Anon);
     load(&there, None, rewound(&file)).unwrap();
     assert_same(&source, &there);
 }
@@ -205,7 +217,7 @@ fn a_stream_in_the_middle_of_a_file_has_places_of_that_file() {
     file.read_exact_at(&mut kept, 0).unwrap();
     assert_eq!(kept, [0xab; 5000]);
     file.seek(SeekFrom::Start(5000)).unwrap();
-    let there = others();
+    let there = others(Backing::Anon);
     load(&there, Some(2), again(&file)).unwrap();
     assert_same(&source, &there);
 }
@@ -221,6 +233,22 @@ fn a_file_that_takes_no_more_leaves_the_machine_here() {
         outgoing.close();
         assert_eq!((error.kind, error.path.as_str()), (ErrorKind::Io, "ram"), "{error}");
         assert!(error.message.contains("fd:file: writing: "), "{error}");
+        assert!(control.owned());
+    }
+}
+
+#[test]
+fn a_file_system_that_is_full_leaves_the_machine_here() {
+    let Some(small) = Tmpfs::mount("4m") else { return };
+    let uri = Uri::parse(&format!("file:{}", small.path().join("x").display())).unwrap();
+    for threads in [None, Some(3)] {
+        let (control, mut outgoing) = begun(machine(), threads);
+        outgoing.connect(&uri, None).unwrap();
+        outgoing.setup(head().as_slice(), &[None]).unwrap();
+        let error = outgoing.run(0).unwrap_err();
+        outgoing.close();
+        assert_eq!((error.kind, error.path.as_str()), (ErrorKind::Io, "ram"), "{error}");
+        assert!(error.message.ends_with("/x: writing: No space left on device; free some and try again"), "{error}");
         assert!(control.owned());
     }
 }
@@ -265,9 +293,7 @@ fn what_has_no_places_is_refused() {
     refused(incoming.listen(&Uri::parse("exec:true").unwrap(), None).map(drop));
     incoming.listen(&uri(), Some(reader.into())).unwrap();
     refused(incoming.accept());
-    control.begin_outgoing().unwrap();
-    let options = Options { format: Format::V10_0, section_id: 1, footers: true, switchover_start: true, dirty: DirtyMode::Explicit };
-    let mut outgoing = Outgoing::new(control, machine(), options).unwrap();
+    let (_control, mut outgoing) = begun(machine(), None);
     refused(outgoing.connect(&Uri::parse("unix:/nowhere").unwrap(), None));
 }
 
@@ -411,7 +437,7 @@ fn zeros_that_nobody_looks_for_are_pages_like_others() {
         let mut bits = [0; 1];
         file.read_exact_at(&mut bits, be64(&file, place(&file))).unwrap();
         assert_eq!(bits[0] & 1, 1, "page 0 is zero, but somebody wrote it");
-        let there = others();
+        let there = others(Backing::Anon);
         load(&there, threads, rewound(&file)).unwrap();
         assert_same(&source, &there);
     }

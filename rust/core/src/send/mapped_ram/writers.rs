@@ -117,3 +117,46 @@ impl Shared {
         Some(run)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
+    use super::super::Place;
+    use super::*;
+    use crate::ErrorKind;
+    use crate::channel::{Cancel, Uri, connect};
+    use crate::ram::{AtomicBitmap, Block};
+
+    /// A block of pages that are not zero, written one by one into a file by three threads.
+    fn write(seals: SealFlags) -> (Arc<Place>, Arc<Written>, Result<()>) {
+        let file = memfd_create("file", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        let uri = Uri::parse("fd:file").unwrap();
+        let channel = connect(&uri, Some(file.try_clone().unwrap()), &Cancel::new().unwrap()).unwrap();
+        let block = Block::anon("ram", 512 * 4096).unwrap();
+        block.fill(0, 512 * 4096, 7).unwrap();
+        let place = Arc::new(Place { block, bitmap: 0, pages: 4096, present: AtomicBitmap::new(512) });
+        let written = Arc::new(Written::default());
+        let writers = Writers::start(&channel.writer.unwrap().positioned().unwrap().unwrap(), 3, &written).unwrap();
+        fcntl_add_seals(&file, seals).unwrap();
+        let pages = (0..512).map(|page| Run { place: Arc::clone(&place), pages: page..page + 1, looks: true });
+        let done = pages.into_iter().try_for_each(|run| writers.push(run)).and_then(|()| writers.settle());
+        (place, written, done)
+    }
+
+    #[test]
+    fn settled_means_written() {
+        let (place, written, done) = write(SealFlags::empty());
+        done.unwrap();
+        assert_eq!((written.normal.get(), written.zero.get()), (512, 0));
+        assert_eq!(place.present.snapshot(512).count(), 512);
+    }
+
+    #[test]
+    fn whoever_waits_hears_of_a_failure() {
+        let (_place, written, done) = write(SealFlags::WRITE);
+        assert_eq!(done.unwrap_err().kind, ErrorKind::Io);
+        assert_eq!(written.normal.get(), 0);
+    }
+}
