@@ -161,6 +161,8 @@ def test_pause_and_recover_by_the_handles(tmp_path):
         migration = switch(source, target)
         with pytest.raises(MigrationError, match="postcopy-paused"):
             migration.recover(target)
+        # a channel that is lost before is the end of it
+        wait_until(lambda: destination.vm.run_state == "paused", what="the machine at the destination")
         for turn in range(4):
             wait_until(lambda: migration.status == arrival.status == "postcopy-active", what="postcopy")
             (migration, arrival)[turn % 2].pause()
