@@ -81,6 +81,13 @@ impl Destination {
         stream
     }
 
+    /// The same towards a destination that may have given up already.
+    pub fn offer(&self, bytes: &[u8]) -> Option<TcpStream> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        stream.write_all(bytes).ok()?;
+        Some(stream)
+    }
+
     /// Does what Python does, in a thread of its own.
     pub fn start(mut self) -> Self {
         let incoming = Arc::clone(&self.incoming);
