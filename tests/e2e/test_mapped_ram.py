@@ -15,6 +15,7 @@ from analyzed import facts, recorded
 from elements import take_apart
 from qmig_e2k import MigrationError, StreamError
 from qmig_e2k.analyze import analyze
+from qmig_e2k.monitor.client import QmpError
 from qmig_e2k.testing import pair
 from support import PAGE, REPOSITORY, mixed_ram, wait_until
 
@@ -55,6 +56,36 @@ def test_a_running_machine_moves(tmp_path, format_, writers, readers, offset):
         runs(destination)
         destination.vm.stop()
         destination.emulator.check()
+
+
+def test_no_write_of_a_busy_guest_is_lost(serve, tmp_path):
+    """Every step replayed on fresh memory, after a move in which pages were sent again."""
+    on = [
+        "-global",
+        "migration.mapped-ram=on",
+        "-global",
+        "migration.multifd=on",
+        "--guest",
+        "random,wss=8M,rate=20000",
+    ]
+    source = serve("-m", "16M", *on, machine="e2k")
+
+    def stepped():
+        source.command("cont")
+        source.command("stop")
+        try:
+            return source.command("x-verify")["steps"]
+        except QmpError:  # not one step yet
+            return 0
+
+    wait_until(stepped, what="a step of the guest")
+    source.command("cont")
+    source.command("migrate-set-parameters", max_bandwidth=0)
+    source.command("migrate", uri=f"file:{tmp_path}/x,offset=4K")
+    assert source.wait_migration()["ram"]["dirty-sync-count"] >= 2
+    there = serve("-m", "16M", *on, machine="e2k", incoming=f"file:{tmp_path}/x,offset=4K")
+    there.wait_migration()
+    assert there.command("x-verify")["equal"]
 
 
 def test_the_file_is_as_large_as_its_head_and_its_ram(tmp_path):

@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use qmig_core::channel::Uri;
 use qmig_core::control::{Control, Parameters, Status, ZeroPageDetection};
 use qmig_core::ram::dirty::DirtyMode;
@@ -441,4 +443,27 @@ fn zeros_that_nobody_looks_for_are_pages_like_others() {
         load(&there, threads, rewound(&file)).unwrap();
         assert_same(&source, &there);
     }
+}
+
+/// Whatever the head says, it is loaded or refused in words, and what was loaded over is as good as new for the next attempt.
+#[test]
+fn a_damaged_head_is_refused_or_loaded_and_another_attempt_succeeds() {
+    let mut config = ProptestConfig::with_cases(200);
+    if std::env::var_os("CI").is_some() {
+        config.rng_seed = RngSeed::Fixed(1);
+    }
+    let options = BlockOptions { max_size: Some(16 * PAGE), ..BlockOptions::default() };
+    let damage = prop::collection::vec((0_u64..220, any::<u8>()), 1..4);
+    proptest!(config, |(damage in damage, threads in prop::option::of(1_u8..4))| {
+        let file = Made::default().file();
+        for (at, byte) in damage {
+            file.write_all_at(&[byte], at).unwrap();
+        }
+        let block = Block::new("ram", 3 * PAGE, &options).unwrap();
+        if let Err(error) = load(std::slice::from_ref(&block), threads, rewound(&file)) {
+            prop_assert!(!error.message.is_empty());
+        }
+        load(std::slice::from_ref(&block), threads, rewound(&Made::default().file())).unwrap();
+        prop_assert_eq!(bytes(&block).chunks(4096).map(|page| page[0]).collect::<Vec<_>>(), [0x11, 0, 0x33]);
+    });
 }
