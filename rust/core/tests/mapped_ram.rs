@@ -448,7 +448,7 @@ fn zeros_that_nobody_looks_for_are_pages_like_others() {
 /// Whatever the head says, it is loaded or refused in words, and what was loaded over is as good as new for the next attempt.
 #[test]
 fn a_damaged_head_is_refused_or_loaded_and_another_attempt_succeeds() {
-    let mut config = ProptestConfig::with_cases(200);
+    let mut config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
     if std::env::var_os("CI").is_some() {
         config.rng_seed = RngSeed::Fixed(1);
     }

@@ -1,7 +1,5 @@
 //! How a dirty page travels: as a plain record on the main channel, or in one of the other ways that capabilities switch on.
 
-#![allow(dead_code, clippy::unnecessary_wraps)] // until the first way is there
-
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -150,13 +148,13 @@ pub trait Way: Debug + Send {
 pub fn wanted(control: &Arc<Control>, session: &Arc<Session>, blocks: &[Arc<Block>], stream: &Stream) -> Result<Vec<Box<dyn Way>>> {
     let mut ways: Vec<Box<dyn Way>> = Vec::new();
     let looks = control.parameters().zero_page_detection != ZeroPageDetection::None;
-    if control.capability("xbzrle") {
-        ways.push(Box::new(Deltas::new(control, session, blocks)?));
-    }
     if let Some(threads) = control.mapped_ram() {
         let file = mapped_ram::file(stream)?;
         ways.push(Box::new(MappedRam::new(file, blocks, threads, looks, Arc::clone(session))?));
         return Ok(ways);
+    }
+    if control.capability("xbzrle") {
+        ways.push(Box::new(Deltas::new(control, session, blocks)?));
     }
     if control.capability("compress") {
         let (parameters, xbzrle) = (control.parameters(), control.capability("xbzrle"));
