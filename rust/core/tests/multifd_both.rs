@@ -1,0 +1,210 @@
+//! Source and destination with several channels, the real ones, over relays of which one is cut after a given number of bytes: at most
+//! one side may run the machine, and where it runs it has all memory.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod cut;
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use qmig_core::Result;
+use qmig_core::channel::Uri;
+use qmig_core::control::{Compression, Control, Parameters, Status};
+use qmig_core::ram::Block;
+use qmig_core::ram::dirty::DirtyMode;
+use qmig_core::recv::Incoming;
+use qmig_core::send::{Format, Options, Outgoing, Step};
+use qmig_core::wire::multifd::{HEADER_BYTES, HELLO_BYTES};
+use qmig_core::wire::{DecoderOptions, Event, Output};
+
+use cut::relay;
+
+const CHANNELS: usize = 2;
+const PAGES: u64 = 300;
+const PAGE: usize = 4096;
+/// A connection that says less, and a channel without its whole first packet, is none of ours: the destination waits on.
+const SPOKEN: usize = 4;
+
+/// Where one connection ends: its number (0 is main), bytes of the source, bytes of the destination.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    connection: usize,
+    forward: usize,
+    back: usize,
+}
+
+const NEVER: Cut = Cut { connection: 0, forward: usize::MAX, back: usize::MAX };
+
+#[derive(Debug)]
+struct Outcome {
+    runs_there: bool,
+    runs_here: bool,
+    status: Status,
+    /// Bytes of each connection from the source, and of main from the destination.
+    forwarded: Vec<usize>,
+    answered: usize,
+}
+
+fn control(compression: Compression) -> Arc<Control> {
+    let control = Arc::new(Control::new(None));
+    control.set_capabilities(["multifd".to_owned()]);
+    let multifd_channels = u8::try_from(CHANNELS).unwrap();
+    control.set_parameters(Parameters { max_bandwidth: 0, multifd_channels, multifd_compression: compression, ..Parameters::default() });
+    control
+}
+
+fn source(control: &Arc<Control>, format: Format, block: &Arc<Block>, uri: &Uri) -> Result<()> {
+    let switchover_start = format == Format::V10_0;
+    let options = Options { format, section_id: 2, footers: true, switchover_start, dirty: DirtyMode::Explicit };
+    let mut outgoing = Outgoing::new(Arc::clone(control), vec![Arc::clone(block)], options)?;
+    let moved = (|| {
+        outgoing.connect(uri, None)?;
+        let mut head = Output::new();
+        head.file_header();
+        head.configuration(b"none");
+        outgoing.setup(head.as_slice(), &[None])?;
+        while outgoing.run(0)? != Step::Switchover {}
+        // Written while the machine was about to stop.
+        block.write(7 * PAGE as u64, &[7; PAGE])?;
+        block.write(8 * PAGE as u64, &[0; PAGE])?;
+        let mut tail = Output::new();
+        tail.eof();
+        tail.description(b"{}");
+        outgoing.finish(&[None], &[], tail.as_slice())
+    })();
+    outgoing.close();
+    moved
+}
+
+fn destination(incoming: &Incoming) -> Result<()> {
+    let ran = (|| {
+        incoming.accept()?;
+        while incoming.next()? != Event::Finished {}
+        Ok(())
+    })();
+    // The last word may not get through; what counts is whether the machine was started.
+    let _ = incoming.finish(u32::from(ran.is_err()));
+    incoming.close();
+    ran
+}
+
+/// Every third page is zero.
+fn filled() -> Arc<Block> {
+    let block = Block::anon("ram", PAGES * PAGE as u64).unwrap();
+    for page in (0..PAGES).filter(|page| page % 3 != 0) {
+        block.write(page * PAGE as u64, &(page + 1).to_be_bytes().repeat(PAGE / 8)).unwrap();
+    }
+    block
+}
+
+fn contents(block: &Block) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(block.used_length()).unwrap()];
+    block.read(0, &mut bytes).unwrap();
+    bytes
+}
+
+fn socket(name: &str) -> (PathBuf, Uri) {
+    let path = std::env::temp_dir().join(format!("qmig-multifd-both-{}-{name}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let uri = Uri::parse(&format!("unix:{}", path.display())).unwrap();
+    (path, uri)
+}
+
+fn migrate(name: &str, format: Format, compression: Compression, cut: Cut) -> Outcome {
+    let (here, there) = (control(compression), control(compression));
+    let session = here.begin_outgoing().unwrap();
+    there.begin_incoming().unwrap();
+    let (from, to) = (filled(), Block::anon("ram", PAGES * PAGE as u64).unwrap());
+    let incoming = Incoming::new(there, vec![Arc::clone(&to)], DecoderOptions::default()).unwrap();
+    let ((front, front_uri), (back, back_uri)) = (socket(&format!("{name}-front")), socket(&format!("{name}-back")));
+    incoming.listen(&back_uri, None).unwrap();
+    let listener = UnixListener::bind(&front).unwrap();
+    let (forwarded, answered, moved, ran) = thread::scope(|scope| {
+        let relays = scope.spawn(|| {
+            let mut relays = Vec::new();
+            for connection in 0..=CHANNELS {
+                let ours = listener.accept().unwrap().0;
+                // The destination may have given up over an earlier one.
+                let Ok(theirs) = UnixStream::connect(&back) else { break };
+                let (forward, backward) = if connection == cut.connection { (cut.forward, cut.back) } else { (usize::MAX, usize::MAX) };
+                let (ours_too, theirs_too) = (ours.try_clone().unwrap(), theirs.try_clone().unwrap());
+                relays
+                    .push((scope.spawn(move || relay(ours, theirs, forward)), scope.spawn(move || relay(theirs_too, ours_too, backward))));
+            }
+            drop(listener);
+            relays.into_iter().map(|(ahead, behind)| (ahead.join().unwrap(), behind.join().unwrap())).collect::<Vec<_>>()
+        });
+        let loads = scope.spawn(|| destination(&incoming));
+        let moved = source(&here, format, &from, &front_uri);
+        if let Err(error) = &moved {
+            session.fail(error.clone());
+            // Whoever has not been connected to waits no longer.
+            let _ = UnixStream::connect(&front);
+        }
+        session.finish();
+        let ran = loads.join().unwrap();
+        let passed = relays.join().unwrap();
+        (passed.iter().map(|(ahead, _)| *ahead).collect(), passed.first().map_or(0, |(_, behind)| *behind), moved, ran)
+    });
+    for path in [front, back] {
+        let _ = std::fs::remove_file(path);
+    }
+    let runs_there = ran.is_ok();
+    if runs_there {
+        assert!(contents(&from) == contents(&to), "{cut:?}: the machine started on memory that is not the source's");
+    }
+    assert_eq!(moved.is_ok(), session.status() == Status::Completed);
+    Outcome { runs_there, runs_here: session.owned(), status: session.status(), forwarded, answered }
+}
+
+fn check(outcome: &Outcome, cut: Cut) {
+    assert!(!(outcome.runs_there && outcome.runs_here), "{cut:?}: both sides would run the machine");
+    match outcome.status {
+        Status::Completed => assert!(outcome.runs_there, "{cut:?}: completed, but nobody runs it"),
+        Status::Failed => {}
+        other => panic!("{cut:?}: status {other:?}"),
+    }
+}
+
+fn each_cut(name: &str, format: Format, compression: Compression) {
+    let whole = migrate(name, format, compression, NEVER);
+    assert_eq!(whole.status, Status::Completed);
+    check(&whole, NEVER);
+    for connection in 1..=CHANNELS {
+        let length = whole.forwarded[connection];
+        let header = HELLO_BYTES + HEADER_BYTES;
+        for forward in [HELLO_BYTES, HELLO_BYTES + 1, header - 1, header, header + 1, length / 2, length - HEADER_BYTES, length - 1] {
+            let cut = Cut { connection, forward, back: usize::MAX };
+            let outcome = migrate(name, format, compression, cut);
+            check(&outcome, cut);
+            // Which channel had how much is chance, but one that says nothing after the first words carries nothing.
+            assert!(outcome.runs_here || forward > header, "{cut:?}: {outcome:?}");
+        }
+    }
+    // The fence and what follows it, and the beginning.
+    let (main, answers) = (whole.forwarded[0], whole.answered);
+    let mut unknown = 0;
+    for forward in (SPOKEN..40).step_by(9).chain((main - 60..main).step_by(4)) {
+        let cut = Cut { connection: 0, forward, back: usize::MAX };
+        let outcome = migrate(name, format, compression, cut);
+        check(&outcome, cut);
+        unknown += usize::from(!outcome.runs_here && !outcome.runs_there);
+    }
+    assert!(unknown <= 8, "{unknown} cuts left nobody with the machine");
+    for back in (1..answers).step_by(3) {
+        let cut = Cut { connection: 0, forward: usize::MAX, back };
+        check(&migrate(name, format, compression, cut), cut);
+    }
+}
+
+#[test]
+fn cut_with_synchronisation_at_each_section() {
+    each_cut("7.2", Format::V7_2, Compression::None);
+}
+
+#[test]
+fn cut_with_synchronisation_once_a_round() {
+    each_cut("10.0", Format::V10_0, Compression::Zstd(1));
+}
