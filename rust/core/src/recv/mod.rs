@@ -5,7 +5,9 @@
 //! the stream passes to a thread of the core before the machine can run (`listening`), for then whoever runs it may stand still in a
 //! missing page.
 
+mod accept;
 mod back;
+mod feed;
 mod inflating;
 mod late;
 mod listening;
@@ -25,36 +27,29 @@ mod tests;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::channel::{Cancel, Listener, ReadHalf, Uri};
-use crate::control::{Compression, Control, Links};
+use crate::channel::{Cancel, Listener};
+use crate::control::{Control, Links};
 use crate::ram::{Block, RamList};
 use crate::wire::limits::PACKAGE_MAX;
-use crate::wire::multifd::Method;
-use crate::wire::{Accept, Command, Decoder, DecoderOptions, Event, Input, NoSource, NullSink, PayloadSource, ReturnMessage, SectionKind};
+use crate::wire::{Command, DecoderOptions, Event, PayloadSource, ReturnMessage, SectionKind};
 use crate::{Error, ErrorKind, Result};
 
 use back::{Back, PATIENCE, no_way_back};
 pub use listening::Deadlines;
 
+use feed::Feed;
 use listening::{Connection, Listening, NEVER_RAN};
-use main::{Main, Source, drain};
-use mapped_ram::MappedFile;
-use multifd::{FanIn, Terms};
+use main::drain;
+use multifd::FanIn;
 use postcopy::{Postcopy, Progress};
 use ram_loader::RamLoader;
 use second::Second;
-
-/// Bytes read ahead at most: fits the second-level cache, so that the copy into place reads warm memory.
-const BUFFER: usize = 256 << 10;
 
 /// The PING that follows `OPEN_RETURN_PATH`, when there is nothing to look at yet.
 const SETUP_PING: u32 = 1;
 
 /// The capability for a channel of requested pages.
 const PREEMPT: &str = "postcopy-preempt";
-
-/// The capability for pages on several channels.
-const MULTIFD: &str = "multifd";
 
 /// The destination of one migration.
 #[derive(Debug)]
@@ -67,15 +62,6 @@ pub struct Incoming {
     loader: Mutex<RamLoader>,
     postcopy: Mutex<Postcopy>,
     link: Mutex<Link>,
-}
-
-/// What elements are read from, also by whoever reads a device payload.
-#[derive(Debug, Default)]
-struct Feed {
-    /// None before `accept`, and from LISTEN on.
-    main: Option<Main>,
-    /// While a package is obeyed.
-    package: Option<Decoder<NoSource>>,
 }
 
 #[derive(Debug, Default)]
@@ -128,87 +114,6 @@ impl Incoming {
     /// How long the source may take for what it owes.
     pub fn set_deadlines(&self, deadlines: Deadlines) {
         lock(&self.postcopy).deadlines = deadlines;
-    }
-
-    /// Bind or open; the addresses in the form of `socket-address`.
-    pub fn listen(&self, uri: &Uri, fd: Option<std::os::fd::OwnedFd>) -> Result<serde_json::Value> {
-        self.control.check_transport(uri)?;
-        let listener = Listener::bind(uri, fd)?;
-        let addresses = listener.addresses();
-        self.link().listener = Some(Arc::new(listener));
-        Ok(addresses)
-    }
-
-    /// Wait for the main channel. Until a source connects only `close` ends the wait: whoever cancels a migration means one that
-    /// has begun. A command or a descriptor is a source from the start.
-    pub fn accept(&self) -> Result<()> {
-        let listener = self.link().listener.take();
-        let Some(listener) = listener else {
-            let early = || Error::new(ErrorKind::InvalidState, "accept before listen");
-            return Err(if self.cancel.is_set() { cancelled() } else { early() });
-        };
-        if !listener.is_socket() {
-            self.control.incoming_connected(&self.cancel);
-        }
-        let switch = self.links.switch()?;
-        let preempt = self.control.capability(PREEMPT) && listener.is_socket();
-        let (channel, beside) = if self.control.capability(MULTIFD) && listener.is_socket() {
-            let terms = self.terms();
-            let (beside, main) = FanIn::gather(&listener, &switch, &terms, || self.control.incoming_connected(&self.cancel))?;
-            (main, Some(beside))
-        } else {
-            (if preempt { listener.accept_first(&switch) } else { listener.accept(&switch) }?, None)
-        };
-        self.control.incoming_connected(&self.cancel);
-        let uri = channel.uri().clone();
-        let (reader, writer) = channel.split();
-        let reader = reader.ok_or_else(|| Error::new(ErrorKind::BadUri, "this channel cannot be read from"))?;
-        let decoder = self.decoder(&uri, reader, beside.as_ref())?;
-        lock(&self.feed).main = Some(decoder);
-        let mut link = self.link();
-        link.beside = beside;
-        link.second = if preempt { Some(Second::expect(Arc::clone(&listener), &switch)?) } else { None };
-        // The listener stays: it turns surplus connections away, and keeps the address.
-        link.listener = Some(listener);
-        link.back = writer.map(|writer| Arc::new(Back::new(writer, switch)));
-        Ok(())
-    }
-
-    /// The decoder of the main channel. With mapped-ram its offsets are those of the file, and the pages are read beside it.
-    fn decoder(&self, uri: &Uri, reader: ReadHalf, beside: Option<&Arc<FanIn>>) -> Result<Main> {
-        // Differences are taken unasked, as by QEMU: their sender alone has to remember anything.
-        let (mut accept, mut begin) = (Accept::XBZRLE, 0);
-        if let Some(file) = MappedFile::wanted(&self.control, uri, &reader)? {
-            accept |= Accept::MAPPED_RAM;
-            begin = reader.position()?;
-            lock(&self.loader).map(file);
-        }
-        let mut source = Source::new(reader);
-        if let Some(beside) = beside {
-            accept |= Accept::MULTIFD;
-            source.stand_by(beside);
-            lock(&self.loader).stand_by(Arc::clone(beside));
-        }
-        if self.control.capability("compress") {
-            accept |= Accept::COMPRESS;
-            lock(&self.loader).set_inflate_threads(self.control.parameters().decompress_threads);
-        }
-        Ok(Decoder::new(Input::with_capacity(source, BUFFER).starting_at(begin), self.options).accepting(accept))
-    }
-
-    fn terms(&self) -> Terms {
-        let (parameters, deadlines) = (self.control.parameters(), lock(&self.postcopy).deadlines);
-        Terms {
-            channels: parameters.multifd_channels,
-            method: match parameters.multifd_compression {
-                Compression::None => Method::None,
-                Compression::Zlib(_) => Method::Zlib,
-                Compression::Zstd(_) => Method::Zstd,
-            },
-            uuid: self.link().uuid,
-            connect: deadlines.connect,
-            stall: deadlines.stall,
-        }
     }
 
     /// Read up to the next thing that the caller must do: `Configuration`, `Section`, a fence, the command RUN, or `Finished`.
@@ -493,68 +398,12 @@ impl Incoming {
     }
 }
 
-impl Feed {
-    fn next(&mut self, loader: &mut RamLoader) -> Result<Event> {
-        match (&mut self.package, &mut self.main) {
-            (Some(package), _) => package.next(&mut NullSink),
-            (None, Some(main)) => loader.feed(main),
-            (None, None) => Err(closed()),
-        }
-    }
-
-    fn section_done(&mut self) -> Result<()> {
-        match (&mut self.package, &mut self.main) {
-            (Some(package), _) => package.section_done(),
-            (None, Some(main)) => main.section_done(),
-            (None, None) => Err(closed()),
-        }
-    }
-
-    fn payload(&mut self) -> Result<&mut dyn PayloadSource> {
-        match (&mut self.package, &mut self.main) {
-            (Some(package), _) => Ok(package),
-            (None, Some(main)) => Ok(main),
-            (None, None) => Err(closed()),
-        }
-    }
-
-    fn payload_ref(&self) -> Option<&dyn PayloadSource> {
-        match (&self.package, &self.main) {
-            (Some(package), _) => Some(package),
-            (None, Some(main)) => Some(main),
-            (None, None) => None,
-        }
-    }
-}
-
-impl PayloadSource for Feed {
-    fn offset(&self) -> u64 {
-        self.payload_ref().map_or(0, PayloadSource::offset)
-    }
-
-    fn buffered(&self) -> usize {
-        self.payload_ref().map_or(0, PayloadSource::buffered)
-    }
-
-    fn read_exact(&mut self, out: &mut [u8]) -> Result<()> {
-        self.payload()?.read_exact(out)
-    }
-
-    fn peek(&mut self, n: usize) -> Result<&[u8]> {
-        self.payload()?.peek(n)
-    }
-
-    fn skip(&mut self, n: u64) -> Result<()> {
-        self.payload()?.skip(n)
-    }
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "no channel is open")
 }
 
 fn cancelled() -> Error {
     Error::new(ErrorKind::Cancelled, "cancelled on this side")
-}
-
-fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "no channel is open")
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

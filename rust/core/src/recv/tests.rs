@@ -4,12 +4,13 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::main::Source;
 use super::*;
-use crate::channel::{ReadHalf, WriteHalf, connect};
+use crate::channel::{ReadHalf, Uri, WriteHalf, connect};
 use crate::control::Status;
 use crate::postcopy::{Latency, Memory, Requests};
 use crate::sys::uffd::Modes;
-use crate::wire::Output;
+use crate::wire::{Decoder, Input, Output};
 
 const PAGE: usize = 4096;
 
