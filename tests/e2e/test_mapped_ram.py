@@ -173,6 +173,16 @@ def test_pages_need_a_file(uri):
         assert source.vm.run_state == "prelaunch"
 
 
+def test_threads_need_places(tmp_path):
+    with pair(size=SIZE) as (source, destination):
+        for side in (source, destination):
+            side.vm.set_capabilities(multifd=True)
+        for begin in (source.vm.migrate, destination.vm.incoming):
+            with pytest.raises(MigrationError, match="multifd needs further connections"):
+                begin(f"file:{tmp_path}/x")
+        assert not (tmp_path / "x").exists()
+
+
 def test_a_pipe_is_no_file():
     reader, writer = os.pipe()
     with pair(size=SIZE) as (source, destination):
