@@ -108,7 +108,7 @@ fn allocations(capability: &str) -> (f64, serde_json::Value) {
 /// One test, since all threads of this process are counted.
 #[test]
 fn nothing_is_allocated_for_a_page() {
-    for (capability, object) in [("return-path", "ram"), ("compress", "compression")] {
+    for (capability, object) in [("return-path", "ram"), ("compress", "compression"), ("xbzrle", "xbzrle-cache")] {
         let (each, answer) = allocations(capability);
         assert!(each < 0.02, "{capability}: {each} allocations a page");
         let pages = answer[object][if object == "ram" { "normal" } else { "pages" }].as_u64().unwrap();
