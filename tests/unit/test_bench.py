@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qmig_e2k import bench, cli
-from qmig_e2k.bench import faults, host, postcopy, vmstate
+from qmig_e2k.bench import faults, host, postcopy, vmstate, xbzrle
 
 
 def test_vmstate_record_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,3 +151,21 @@ def test_the_switch_with_a_tenth_dirty(where: str, limit: float | None, monkeypa
 def test_faults_without_its_bare_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "faults"]) == 1
     assert "make bench BENCH=faults" in capsys.readouterr().err
+
+
+def test_xbzrle_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    mib = 1 << 20
+    moved = {
+        True: xbzrle.Moved([64 * mib, 64 * mib, 4 * mib, mib, mib], 40.0),
+        False: xbzrle.Moved([64 * mib] * 9, None),
+    }
+    monkeypatch.setattr(xbzrle, "_move", lambda *, xbzrle: moved[xbzrle])
+    said: list[str] = []
+    rows = {row["name"].rpartition(": ")[2]: row for row in xbzrle.run(said.append)}
+    assert (rows["a later round"]["ours"], rows["a later round"]["reference"]) == (1.0, 64.0)
+    assert rows["a later round"]["runs"]["ours"] == [4.0, 1.0, 1.0]
+    assert rows["downtime, xbzrle on"]["ours"] == 40.0
+    assert "downtime, xbzrle off" not in rows
+    assert "not" not in rows["rounds, xbzrle on"]["runs"]["note"]
+    assert "not" in rows["rounds, xbzrle off"]["runs"]["note"]
+    assert len(said) == 2

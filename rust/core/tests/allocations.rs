@@ -51,7 +51,8 @@ fn allocations(capability: &str) -> (f64, serde_json::Value) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let there = control(capability);
     there.begin_incoming().unwrap();
-    let incoming = Incoming::new(there, vec![Arc::clone(&to)], DecoderOptions::default()).unwrap();
+    let options = DecoderOptions { description: false, ..DecoderOptions::default() };
+    let incoming = Incoming::new(there, vec![Arc::clone(&to)], options).unwrap();
     incoming.listen(&Uri::parse("fd:there").unwrap(), Some(OwnedFd::from(theirs))).unwrap();
     let reader = thread::spawn(move || {
         incoming.accept().unwrap();
