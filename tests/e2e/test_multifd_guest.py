@@ -1,8 +1,11 @@
 """A busy guest moves over several channels: all pages arrive as they were last, or it runs on where it was."""
 
+import json
+import re
+
 import pytest
 
-from support import wait_until, written
+from support import REPOSITORY, wait_until, written
 
 GUEST = "random,wss=4M,rate=1000000"
 
@@ -73,3 +76,24 @@ def test_as_many_channels_as_there_can_be(serve, tmp_path):
     source.wait_migration("completed")
     destination.wait_arrived()
     assert destination.memory(8 << 20) == source.memory(8 << 20)
+
+
+def test_the_how_to(serve):
+    """Its commands, with the port that is free here."""
+    text = (REPOSITORY / "docs/how-to/several-channels.md").read_text()
+    (block,) = re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    sides = {"source": serve("-m", "8M"), "destination": serve("-m", "8M", incoming="defer")}
+    uri = ""
+    for line in block.splitlines():
+        who, request = line.split(None, 1)
+        words = json.loads(request)
+        if words["execute"] == "migrate-incoming":
+            assert words["arguments"]["uri"].startswith("tcp:0:")
+            uri = sides[who].listen()
+        elif words["execute"] == "migrate":
+            sides[who].command("migrate", uri=uri)
+        else:
+            for name in sides if who == "both" else [who]:
+                sides[name].qmp.execute(words["execute"], words["arguments"])
+    assert sides["source"].wait_migration("completed")["ram"]["multifd-bytes"] > 0
+    sides["destination"].wait_arrived()
