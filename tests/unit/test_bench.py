@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from qmig_e2k import bench, cli
-from qmig_e2k.bench import faults, host, postcopy, vmstate, xbzrle
+from qmig_e2k.bench import faults, host, pages, postcopy, vmstate, xbzrle
 
 
 def test_vmstate_record_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,3 +170,22 @@ def test_xbzrle_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not" not in rows["rounds, xbzrle on"]["runs"]["note"]
     assert "not" in rows["rounds, xbzrle off"]["runs"]["note"]
     assert len(said) == 2
+
+
+def test_ways_of_pages_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ways in little memory; one that this or that program refuses is left out, and said so."""
+    monkeypatch.setattr(host, "warm", lambda gib: None)
+    monkeypatch.setattr(host, "qemu", lambda: None)
+    small = tuple(dataclasses.replace(case, mib=2) for case in pages.CASES)
+    refused = dataclasses.replace(small[0], name="refused", capability="dirty-bitmaps")
+    monkeypatch.setattr(pages, "CASES", (*small, refused))
+    out = tmp_path / "record.json"
+    assert cli.main(["bench", "ram", "--runs", "1", "--json", str(out)]) == 0
+    results = json.loads(out.read_text())["results"]
+    names = [case.name for case in small]
+    assert [row["name"] for row in results] == [text for name in names for text in (name, f"CPU of both: {name}")]
+    assert {row["unit"] for row in results} == {"GiB/s", "s/GiB"}
+    assert all(row["ours"] >= 0 and len(row["runs"]["ours"]) == 1 for row in results)
+    assert "refused: left out: " in capsys.readouterr().err

@@ -60,15 +60,12 @@ CASES = (
 )
 
 
-def run(
-    runs: int = 5, say: Callable[[str], None] = lambda _: None, cases: tuple[Case, ...] = CASES
-) -> list[dict[str, Any]]:
+def run(runs: int = 5, say: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
     """Measure all cases; one dict a result, as contract section 2 has them.
 
     Args:
         runs: Counted runs of each program and case; one more of each is dropped.
         say: Called with a line of text per run, and where a case cannot be measured.
-        cases: What is measured.
     """
     results: list[dict[str, Any]] = []
     qemu = host.qemu()
@@ -76,7 +73,7 @@ def run(
         say("no qemu-system-x86_64 on PATH: ours alone")
     with tempfile.TemporaryDirectory(prefix="qmig-bench-", dir=SHM) as name:
         directory = Path(name)
-        for case in cases:
+        for case in CASES:
             content = directory / "content"
             with content.open("wb") as out:
                 out.writelines(_text(case.mib) if case.text else (os.urandom(1 << 20) for _ in range(case.mib)))

@@ -280,3 +280,56 @@ impl<T> Drop for Pool<T> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn until(what: &str, condition: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !condition() {
+            assert!(Instant::now() < end, "waited too long: {what}");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn workers_sleep_when_there_is_nothing_to_do() {
+        let mut pool = Pool::deflate(5, 1).unwrap();
+        for round in 0..3 {
+            until("all of them to sleep", || pool.shared.lock().asleep == 5);
+            for page in 0..100 {
+                while !pool.room() {
+                    let batch = pool.taken(true).unwrap().unwrap();
+                    pool.give_back(batch);
+                }
+                pool.put_page(page, |room| Ok(room.fill(round))).unwrap();
+            }
+            pool.flush();
+            while let Some(batch) = pool.taken(true).unwrap() {
+                pool.give_back(batch);
+            }
+        }
+        // One that is dropped in the middle of its work ends, too.
+        assert!(pool.room());
+        pool.put_page(0, |room| Ok(room.fill(1))).unwrap();
+        pool.flush();
+    }
+
+    #[test]
+    fn a_worker_that_dies_is_not_waited_for() {
+        let mut pool = Pool::inflate(2).unwrap();
+        for _ in 0..2 {
+            assert!(pool.room());
+            // No record is as long: our own mistake.
+            pool.open().pages.push(((), ROOM + 1));
+            pool.flush();
+        }
+        let error = pool.taken(true).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidState, "{error}");
+        assert!(pool.taken(false).is_err());
+    }
+}
