@@ -7,17 +7,19 @@ import zlib
 
 import pytest
 
+from qmig_e2k.monitor.client import QmpError
 from support import STREAMS, wait_until
 
 GUEST = ["-m", "32M", "-smp", "2", "--guest", "random,wss=8M,rate=200000"]
 
 
+@pytest.mark.parametrize("extra", [{}, {"xbzrle": True}], ids=["alone", "with xbzrle"])
 @pytest.mark.parametrize("wait", [True, False], ids=["waiting", "not waiting"])
-def test_a_busy_machine_moves(serve, wait):
+def test_a_busy_machine_moves(serve, wait, extra):
     destination = serve(*GUEST, machine="e2k", incoming="defer")
     source = serve(*GUEST, "--seed", "5", machine="e2k")
     for side in (source, destination):
-        side.set_capabilities(compress=True)
+        side.set_capabilities(compress=True, **extra)
         side.command("cont")
     source.command("migrate-set-parameters", compress_threads=2, compress_wait_thread=wait)
     source.command("migrate-set-parameters", max_bandwidth=8 << 20, downtime_limit=0)
@@ -30,6 +32,9 @@ def test_a_busy_machine_moves(serve, wait):
     answer = destination.command("x-verify")
     assert answer["equal"], answer
     assert info["compression"]["pages"] > 0
+    pages = info["compression"]["pages"]
+    text = source.command("human-monitor-command", command_line="info migrate")
+    assert f"compression pages: {pages} pages\r\n" in text
 
 
 def test_the_switch_to_postcopy(serve):
@@ -73,3 +78,13 @@ def test_a_recorded_stream_loads(serve, tmp_path):
     failed = peer.wait_migration("failed")
     assert f"page 0x0: zlib: only 4095 of 4096 bytes come out (at stream offset {at + 5:#x})" in failed["error-desc"]
     assert peer.run_state() == "inmigrate"
+
+
+@pytest.mark.parametrize("other", [{"postcopy_preempt": True, "postcopy_ram": True}, {"multifd": True}])
+def test_what_cannot_be_on_together(serve, other):
+    peer = serve("-m", "1M")
+    peer.set_capabilities(compress=True)
+    with pytest.raises(QmpError):
+        peer.set_capabilities(**other)
+    on = {each["capability"] for each in peer.command("query-migrate-capabilities") if each["state"]}
+    assert on == {"compress"}

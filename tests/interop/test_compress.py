@@ -64,6 +64,15 @@ def test_nobody_waits_for_a_worker(sides, content, here, there):
 
 
 @pytest.mark.parametrize(("here", "there"), DIRECTIONS)
+def test_with_xbzrle(sides, content, here, there):
+    """After the first pass XBZRLE has the pages; here there are none."""
+    source, destination = sides(here, there, xbzrle=True)
+    source.command("migrate-set-parameters", max_bandwidth=0)
+    source.command("migrate", uri=destination.listen())
+    check_moved(source, destination, content)
+
+
+@pytest.mark.parametrize(("here", "there"), DIRECTIONS)
 def test_with_postcopy_allowed(sides, content, here, there):
     """Precopy that might have become postcopy: pages are noted as they come."""
     source, destination = sides(here, there, postcopy_ram=True)

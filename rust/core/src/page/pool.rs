@@ -296,6 +296,14 @@ mod tests {
         }
     }
 
+    fn put(pool: &mut Pool<usize>, word: usize, fill: u8) {
+        let filled = pool.put_page(word, |room| {
+            room.fill(fill);
+            Ok(())
+        });
+        filled.unwrap();
+    }
+
     #[test]
     fn workers_sleep_when_there_is_nothing_to_do() {
         let mut pool = Pool::deflate(5, 1).unwrap();
@@ -306,7 +314,7 @@ mod tests {
                     let batch = pool.taken(true).unwrap().unwrap();
                     pool.give_back(batch);
                 }
-                pool.put_page(page, |room| Ok(room.fill(round))).unwrap();
+                put(&mut pool, page, round);
             }
             pool.flush();
             while let Some(batch) = pool.taken(true).unwrap() {
@@ -315,7 +323,7 @@ mod tests {
         }
         // One that is dropped in the middle of its work ends, too.
         assert!(pool.room());
-        pool.put_page(0, |room| Ok(room.fill(1))).unwrap();
+        put(&mut pool, 0, 1);
         pool.flush();
     }
 
