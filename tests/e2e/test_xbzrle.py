@@ -105,16 +105,46 @@ def test_then_by_postcopy():
         assert moving.end()["xbzrle-cache"]["pages"] > 0
 
 
+def test_compressed_in_the_first_pass():
+    """Both on: compression threads have the first pass, differences what comes after."""
+    with busy(compress=True) as moving:
+        compressed = moving.migration.info()["compression"]["pages"]
+        moving.counted("pages", moving.cache["pages"] + 4 * PAGES)
+        info = moving.end()
+    assert 0 < compressed == info["compression"]["pages"] <= PAGES
+
+
+def test_to_a_file_and_after_a_cancel(tmp_path):
+    with pair(size=SIZE) as (source, destination):
+        hold = Held()
+        source.vm.register(hold, name="held")
+        destination.vm.register(Held(), name="held")
+        source.vm.set_capabilities(xbzrle=True)
+        source.vm.start()
+        for uri in (f"file:{tmp_path}/first", f"file:{tmp_path}/second"):
+            migration = source.vm.migrate(uri)
+            wait_until(lambda m=migration: m.info().get("xbzrle-cache", {}).get("pages", 0) > PAGES, 30, "differences")
+            if uri.endswith("first"):
+                migration.cancel()
+                with pytest.raises(MigrationError, match="cancel"):
+                    migration.wait(30)
+        hold.held = False
+        migration.wait(30)
+        destination.vm.incoming(f"file:{tmp_path}/second").wait(30)
+        destination.vm.stop()
+        destination.emulator.check()
+
+
 @pytest.mark.parametrize("xbzrle", [True, False])
 def test_with_it_a_guest_is_outrun(serve, xbzrle):
-    """The working set takes half a second at this bandwidth, in which the guest writes to all of it again."""
-    machine = ["-m", "48M", "--guest", "random,wss=32M,rate=200000"]
+    """The working set takes a quarter of a second at this bandwidth, in which the guest writes to all of it again."""
+    machine = ["-m", "32M", "--guest", "random,wss=16M,rate=200000"]
     destination, source = serve(*machine, machine="e2k", incoming="defer"), serve(*machine, machine="e2k")
     source.set_capabilities(xbzrle=xbzrle)
-    source.command("migrate-set-parameters", max_bandwidth=64 << 20, downtime_limit=300)
+    source.command("migrate-set-parameters", max_bandwidth=64 << 20, downtime_limit=100)
     for side in (source, destination):
         side.command("cont")
-    wait_until(lambda: written(source.memory(32 << 20)), what="a write to every page of the working set")
+    wait_until(lambda: written(source.memory(16 << 20)), what="a write to every page of the working set")
     source.command("migrate", uri=destination.listen())
     if not xbzrle:
         wait_until(lambda: source.migration().get("ram", {}).get("dirty-sync-count", 0) > 4, 30, "rounds")
