@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_vmstate_record_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 BARE = {
     "bare_faults": {
-        "faults": {"p50_ns": 1000, "p99_ns": 2000, "mean_ns": 1500},
+        "faults": {"p50_ns": 1000, "p99_ns": 2000, "mean_ns": 1500, "buckets": [[990, 20, 98], [1990, 20, 2]]},
         "wrong": 0,
         "requests": 7,
         "seconds": 0.5,
@@ -78,7 +79,9 @@ def test_faults_record_and_table(
         assert (found["reference"], found["reference_name"]) == (bare, "bare loop")
         assert found["ratio"] == found["ours"] / bare
         assert found["runs"]["requests"] == results["requests, preempt"]["runs"]["ours"]
-        assert found["runs"]["note"] == f"{found['runs']['requests'][0]} requests in 1 runs", "16 MiB cannot have more"
+        assert found["runs"]["note"] == f"of all {found['runs']['requests'][0]} requests in 1 runs", (
+            "16 MiB cannot have more"
+        )
     assert results["all memory, preempt"]["reference"] == 1 / 64 / 0.5
     assert results["local floor p50"]["ratio"] == 1.5
     assert results["record of a fault"]["ratio"] == pytest.approx(0.05)
@@ -95,11 +98,23 @@ def test_too_few_requests_are_marked() -> None:
     assert few["runs"] == {
         "ours": [1, 1],
         "requests": [6_000, 3_999],
-        "note": "9999 requests in 2 runs, TOO FEW: 10000 are wanted",
+        "note": "of all 9999 requests in 2 runs, TOO FEW: 10000 are wanted",
     }
-    assert bench.table([few]).endswith("  9999 requests in 2 runs, TOO FEW: 10000 are wanted")
+    assert bench.table([few]).endswith("  of all 9999 requests in 2 runs, TOO FEW: 10000 are wanted")
     enough = faults._asked(row, [*seen, faults.Seen(1.0, 1)], 1 << 30)
-    assert enough["runs"]["note"] == "10000 requests in 3 runs"
+    assert enough["runs"]["note"] == "of all 10000 requests in 3 runs"
+
+
+def test_percentiles_are_of_all_runs_together() -> None:
+    """A run in which hardly anybody waited says hardly anything, and one bad run shows in the tail of all."""
+    many = faults.Seen(0, 9_900, 10.0, 10.0, 1.0, [[10_000, 1, 9_900]])
+    few = faults.Seen(0, 200, 500.0, 900.0, 1.0, [[900_000, 3, 100], [500_000, 1, 100]])
+    bare = [faults.Seen(0, 1, 5.0, 5.0, 1.0, [[5_000, 1, 1]])]
+    rows = {row["name"]: row for row in faults._rows("preempt", 16 << 20, [few, few, many], bare * 2, [])}
+    p50, p99 = rows["fault p50, preempt"], rows["fault p99, preempt"]
+    assert (p50["ours"], p50["reference"], p50["ratio"]) == (10.0, 5.0, 2.0)
+    assert p50["runs"]["ours"] == [500.0, 500.0, 10.0]
+    assert p99["ours"] == pytest.approx(900.001)
 
 
 @pytest.mark.parametrize(("each", "wanted"), [(10_000, 2), (4_000, 3), (10, 6)])
@@ -109,13 +124,13 @@ def test_runs_are_added_until_enough_was_asked_for(each: int, wanted: int, monke
 
     def ours(*_: object) -> dict[str, Any]:
         measured.append("ours")
-        figures = {"mean_ns": 1, "p50_ns": 1, "p99_ns": 1}
+        figures = {"mean_ns": 1, "p50_ns": 1, "p99_ns": 1, "buckets": [[1, 1, each]]}
         return {"phases": {"touch": figures}, "result": {"wrong": 0, "requests": each, "gib_per_second": 1.0}}
 
     monkeypatch.setattr(host, "warm", lambda gib: None)
     monkeypatch.setattr(faults, "MODES", {"preempt": True})
     monkeypatch.setattr(faults, "experiment", ours)
-    monkeypatch.setattr(faults, "_bare", lambda *_: faults.Seen(1.0, each))
+    monkeypatch.setattr(faults, "_bare", lambda *_: faults.Seen(1.0, each, buckets=[[1, 1, each]]))
     monkeypatch.setattr(faults, "_qemu", lambda *_: measured.append("qemu") or faults.Seen(9.0, each))
     for part in ("_floor", "_flat", "whole", "switch", "random_file"):
         monkeypatch.setattr(faults, part, lambda *_: [])
@@ -138,9 +153,14 @@ def test_postcopy_beside_precopy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(said) == 1
 
 
-@pytest.mark.parametrize(("where", "limit"), [("in one run", 30.0), ("scattered", None)])
+@pytest.mark.parametrize(("where", "limit"), [("in runs of 256 KiB", 30.0), ("in single pages", None)])
 def test_the_switch_with_a_tenth_dirty(where: str, limit: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of scattered pages it is reported, without a limit."""
+    """Of single pages it is reported, without a limit."""
+    pages = postcopy.DIRTY[where](1 << 30)
+    begins = [page for before, page in pairwise([-1, *pages]) if page != before + 4096]
+    assert len(begins) == (26_215 if limit is None else 410)
+    assert len(pages) == pytest.approx((1 << 30) / 10 / 4096, rel=0.01)
+    assert pages[-1] > 0.99 * (1 << 30)
     monkeypatch.setattr(postcopy, "DIRTY", {where: postcopy.DIRTY[where]})
     said: list[str] = []
     (row,) = postcopy.switch(1, 16 << 20, said.append)

@@ -37,12 +37,14 @@ BEFORE = 32 << 20
 TRICKLE = 4096
 """Bytes a second: what is dirty stays so."""
 PAGE = 4096
-DIRTY: dict[str, Callable[[int], range]] = {
-    "in one run": lambda size: range(0, size // 10, PAGE),
-    "scattered": lambda size: range(0, size, 10 * PAGE),
+RUN = 256 << 10
+"""Bytes of a run of dirty pages."""
+DIRTY: dict[str, Callable[[int], list[int]]] = {
+    "in runs of 256 KiB": lambda size: [page for page in range(0, size, PAGE) if page // RUN % 10 == 0],
+    "in single pages": lambda size: [*range(0, size, 10 * PAGE)],
 }
-"""The tenth of RAM that is dirty at the switch."""
-LIMITS = {"in one run": 30.0}
+"""The tenth of RAM that is dirty at the switch, spread over all of it."""
+LIMITS = {"in runs of 256 KiB": 30.0}
 """Of the time from migrate-start-postcopy to RESUME, in ms."""
 LOOK = 256
 """Pages that are made dirty between two looks at how far the source is."""
@@ -99,7 +101,7 @@ def whole(runs: int, content: Path, say: Callable[[str], None]) -> list[dict[str
 
 
 def switch(runs: int, size: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """From `migrate-start-postcopy` until the machine runs there, a tenth dirty: one run of pages, or scattered."""
+    """From `migrate-start-postcopy` until the machine runs there, a tenth dirty: runs of pages, or single ones."""
     rows = []
     for where, pages in DIRTY.items():
         took = []
@@ -112,7 +114,7 @@ def switch(runs: int, size: int, say: Callable[[str], None]) -> list[dict[str, A
     return rows
 
 
-def _switch(size: int, dirty: range) -> float:
+def _switch(size: int, dirty: list[int]) -> float:
     """Milliseconds; all has been sent, and the pages at the offsets `dirty` have changed since."""
     hardware = build("e2k", size)
     words = ["-M", "e2k", "-m", f"{size >> 20}M", "--incoming", "defer"]
@@ -143,7 +145,7 @@ def _switch(size: int, dirty: range) -> float:
     return took * 1000
 
 
-def _make_dirty(ram: Block, dirty: range, migration: Migration) -> None:
+def _make_dirty(ram: Block, dirty: list[int], migration: Migration) -> None:
     """Write to the pages, over and over, until the second round of sending has begun: so it never runs out of them."""
     end = time.monotonic() + DEADLINE_S
     for turn in count(1):
