@@ -20,6 +20,7 @@ pub mod page;
 pub mod postcopy;
 pub mod ram;
 pub mod recv;
+mod repeats;
 pub mod send;
 pub mod stored;
 #[allow(unsafe_code)]

@@ -11,6 +11,7 @@ use rustix::net::RecvFlags;
 use super::cancel::Wake;
 use super::listen::{accept_now, open};
 use super::{Cancel, Channel, Listener, cancelled, reason};
+use crate::repeats::Repeats;
 use crate::{ErrorKind, Result};
 
 /// Most first bytes of a connection that can be looked at.
@@ -62,6 +63,7 @@ impl Listener {
         let mut came = Some(came);
         let mut deadline: Option<Instant> = None;
         let (mut unknown, mut wanted): (Vec<Unknown>, _) = (Vec::new(), Vec::with_capacity(count));
+        let strangers = Repeats::default();
         while wanted.len() < count {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
@@ -89,7 +91,9 @@ impl Listener {
                     Look::Unclear => index += 1,
                     Look::Wanted => wanted.push(open(uri, unknown.remove(index).fd, cancel)?),
                     Look::Stranger => {
-                        tracing::warn!("{uri}: a connection that is none of this migration's was closed");
+                        if let Some(times) = strangers.again() {
+                            tracing::warn!("{uri}: a connection that is none of this migration's was closed{times}");
+                        }
                         unknown.remove(index);
                     }
                 }

@@ -13,6 +13,7 @@ use rustix::net::SocketFlags;
 use serde_json::Value;
 
 use super::{Address, Cancel, Channel, Direction, Opened, Uri, cancelled, reason, tcp, unix};
+use crate::repeats::Repeats;
 use crate::{ErrorKind, Result};
 
 /// Connections that wait to be accepted: a source with all its channels opens them at once.
@@ -182,10 +183,13 @@ impl Surplus {
         let thread = std::thread::Builder::new()
             .name("qmig-surplus".into())
             .spawn(move || {
+                let repeats = Repeats::default();
                 // An error here (no descriptor left) must not spin: the queue then simply stays as it is.
                 while let Ok(Some(extra)) = accept(&fds, &until) {
                     count.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!("{name}: a further connection was closed; this migration has its channel");
+                    if let Some(times) = repeats.again() {
+                        tracing::warn!("{name}: a further connection was closed; this migration has its channel{times}");
+                    }
                     drop(extra);
                 }
             })

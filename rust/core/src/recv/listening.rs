@@ -29,6 +29,7 @@ use super::silence::Silence;
 use crate::channel::{Cancel, Channel, Listener};
 use crate::control::{Control, Links, Status, Witness};
 use crate::postcopy::{Faults, Requests};
+use crate::repeats::Repeats;
 use crate::wire::{AnnouncedBlocks, Command, Event, ReturnMessage};
 use crate::{Error, ErrorKind, Result};
 
@@ -120,6 +121,8 @@ pub struct Listening {
     patient: Arc<AtomicBool>,
     silence: Arc<Silence>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Commands that had no effect, on all connections.
+    passed_over: Repeats,
 }
 
 impl Listening {
@@ -149,6 +152,7 @@ impl Listening {
             patient: Arc::default(),
             silence: Arc::new(Silence::new(Arc::clone(&requests), deadlines.stall)),
             thread: Mutex::default(),
+            passed_over: Repeats::default(),
             requests,
         });
         this.lock().back = Some(Arc::clone(&connection.back));
@@ -413,7 +417,9 @@ impl Listening {
                 Ok(())
             }
             Command::RecvBitmap(_) | Command::Resume => {
-                tracing::warn!("{} is passed over: no recovery is under way", command.name());
+                if let Some(times) = self.passed_over.again() {
+                    tracing::warn!("{} is passed over: no recovery is under way{times}", command.name());
+                }
                 Ok(())
             }
             other => Err(super::postcopy::out_of_order(other, "LISTENING or later")),

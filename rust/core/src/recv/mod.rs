@@ -30,6 +30,7 @@ use std::time::Instant;
 use crate::channel::{Cancel, Listener};
 use crate::control::{Control, Links};
 use crate::ram::{Block, RamList};
+use crate::repeats::Repeats;
 use crate::wire::limits::PACKAGE_MAX;
 use crate::wire::{Command, DecoderOptions, Event, PayloadSource, ReturnMessage, SectionKind};
 use crate::{Error, ErrorKind, Result};
@@ -62,6 +63,8 @@ pub struct Incoming {
     loader: Mutex<RamLoader>,
     postcopy: Mutex<Postcopy>,
     link: Mutex<Link>,
+    /// Commands that had no effect.
+    passed_over: Repeats,
 }
 
 #[derive(Debug, Default)]
@@ -98,7 +101,17 @@ impl Incoming {
         let loader = Mutex::new(RamLoader::new(RamList::new(blocks)?));
         let cancel = Cancel::new()?;
         let links = control.link_incoming(&cancel);
-        Ok(Self { control, cancel, links, options, feed: Arc::default(), loader, postcopy: Mutex::default(), link: Mutex::default() })
+        Ok(Self {
+            control,
+            cancel,
+            links,
+            options,
+            feed: Arc::default(),
+            loader,
+            postcopy: Mutex::default(),
+            link: Mutex::default(),
+            passed_over: Repeats::default(),
+        })
     }
 
     /// How many vCPUs the machine has, for the times in which all of them stand still.
@@ -302,7 +315,11 @@ impl Incoming {
                 }
                 return Ok(Step::Run);
             }
-            Command::Resume | Command::RecvBitmap(_) => tracing::warn!("{} is passed over: nothing is to be recovered", command.name()),
+            Command::Resume | Command::RecvBitmap(_) => {
+                if let Some(times) = self.passed_over.again() {
+                    tracing::warn!("{} is passed over: nothing is to be recovered{times}", command.name());
+                }
+            }
             Command::EnableColo => {
                 let text = format!("command {} is not built yet; switch `x-colo` off at the source", command.name());
                 return Err(Error::new(ErrorKind::Unsupported, text));
