@@ -17,7 +17,7 @@ use qmig_core::ram::dirty::DirtyMode;
 use qmig_core::recv::Incoming;
 use qmig_core::send::{Format, Options, Outgoing, Step};
 use qmig_core::wire::multifd::{HEADER_BYTES, HELLO_BYTES};
-use qmig_core::wire::{DecoderOptions, Event, Output};
+use qmig_core::wire::{DecoderOptions, Event, Output, ReturnMessage};
 
 use cut::relay;
 
@@ -26,6 +26,9 @@ const PAGES: u64 = 300;
 const PAGE: usize = 4096;
 /// A connection that says less, and a channel without its whole first packet, is none of ours: the destination waits on.
 const SPOKEN: usize = 4;
+
+/// The PING after the last pages.
+const FENCE: u32 = 2;
 
 /// Where one connection ends: its number (0 is main), bytes of the source, bytes of the destination.
 #[derive(Debug, Clone, Copy)]
@@ -112,7 +115,21 @@ fn socket(name: &str) -> (PathBuf, Uri) {
     (path, uri)
 }
 
+/// Writes page 9 just before the source hears that everything is there.
+fn write_late(block: &Block, answer: &[u8]) {
+    let mut pong = Output::new();
+    ReturnMessage::Pong(FENCE).write(&mut pong);
+    if answer.windows(pong.len()).any(|bytes| bytes == pong.as_slice()) {
+        block.write(9 * PAGE as u64, &[9; PAGE]).unwrap();
+    }
+}
+
 fn migrate(name: &str, format: Format, compression: Compression, cut: Cut) -> Outcome {
+    migrate_with(name, format, compression, cut, |_, _| ())
+}
+
+/// `answered` is told of what main's destination says before the source hears it.
+fn migrate_with(name: &str, format: Format, compression: Compression, cut: Cut, answered: fn(&Block, &[u8])) -> Outcome {
     let (here, there) = (control(compression), control(compression));
     let session = here.begin_outgoing().unwrap();
     there.begin_incoming().unwrap();
@@ -121,7 +138,8 @@ fn migrate(name: &str, format: Format, compression: Compression, cut: Cut) -> Ou
     let ((front, front_uri), (back, back_uri)) = (socket(&format!("{name}-front")), socket(&format!("{name}-back")));
     incoming.listen(&back_uri, None).unwrap();
     let listener = UnixListener::bind(&front).unwrap();
-    let (forwarded, answered, moved, ran) = thread::scope(|scope| {
+    let watched = &from;
+    let (forwarded, heard, moved, ran) = thread::scope(|scope| {
         let relays = scope.spawn(|| {
             let mut relays = Vec::new();
             for connection in 0..=CHANNELS {
@@ -130,8 +148,8 @@ fn migrate(name: &str, format: Format, compression: Compression, cut: Cut) -> Ou
                 let Ok(theirs) = UnixStream::connect(&back) else { break };
                 let (forward, backward) = if connection == cut.connection { (cut.forward, cut.back) } else { (usize::MAX, usize::MAX) };
                 let (ours_too, theirs_too) = (ours.try_clone().unwrap(), theirs.try_clone().unwrap());
-                relays
-                    .push((scope.spawn(move || relay(ours, theirs, forward)), scope.spawn(move || relay(theirs_too, ours_too, backward))));
+                let ahead = scope.spawn(move || relay(ours, theirs, forward, |_| ()));
+                relays.push((ahead, scope.spawn(move || relay(theirs_too, ours_too, backward, |bytes| answered(watched, bytes)))));
             }
             drop(listener);
             relays.into_iter().map(|(ahead, behind)| (ahead.join().unwrap(), behind.join().unwrap())).collect::<Vec<_>>()
@@ -156,7 +174,7 @@ fn migrate(name: &str, format: Format, compression: Compression, cut: Cut) -> Ou
         assert!(contents(&from) == contents(&to), "{cut:?}: the machine started on memory that is not the source's");
     }
     assert_eq!(moved.is_ok(), session.status() == Status::Completed);
-    Outcome { runs_there, runs_here: session.owned(), status: session.status(), forwarded, answered }
+    Outcome { runs_there, runs_here: session.owned(), status: session.status(), forwarded, answered: heard }
 }
 
 fn check(outcome: &Outcome, cut: Cut) {
@@ -207,4 +225,17 @@ fn cut_with_synchronisation_at_each_section() {
 #[test]
 fn cut_with_synchronisation_once_a_round() {
     each_cut("10.0", Format::V10_0, Compression::Zstd(1));
+}
+
+#[test]
+fn what_is_written_behind_the_last_pages_arrives_too() {
+    for (name, format) in [("late-7.2", Format::V7_2), ("late-10.0", Format::V10_0)] {
+        for compression in [Compression::None, Compression::Zlib(1)] {
+            let plain = migrate(name, format, compression, NEVER);
+            let outcome = migrate_with(name, format, compression, NEVER, write_late);
+            assert_eq!(outcome.status, Status::Completed, "{outcome:?}");
+            check(&outcome, NEVER);
+            assert!(outcome.answered > plain.answered, "there was no late pass");
+        }
+    }
 }

@@ -109,8 +109,8 @@ fn migrate(cut: &Cut) -> Outcome {
     let (from, to) = (filled(), Block::anon("ram", PAGES * 4096).unwrap());
     let (forwarded, answered, moved, ran) = thread::scope(|scope| {
         let forward = (ours_relay.try_clone().unwrap(), theirs_relay.try_clone().unwrap());
-        let ahead = scope.spawn(|| relay(forward.0, forward.1, cut.forward));
-        let behind = scope.spawn(|| relay(theirs_relay, ours_relay, cut.back));
+        let ahead = scope.spawn(|| relay(forward.0, forward.1, cut.forward, |_| ()));
+        let behind = scope.spawn(|| relay(theirs_relay, ours_relay, cut.back, |_| ()));
         let there = scope.spawn(|| destination(&to, theirs));
         let moved = source(&control, &from, ours);
         if let Err(e) = &moved {

@@ -151,9 +151,10 @@ impl Incoming {
             }
             match feed.next(&mut loader).map_err(|error| self.explain(error))? {
                 Event::RamSection { header, .. } => {
-                    let last = header.kind == SectionKind::End;
-                    loader.settle(last)?;
-                    self.link().precopy_ends |= last;
+                    // After END more comes only if something was written when all should have stood still.
+                    let mut link = self.link();
+                    link.precopy_ends |= header.kind == SectionKind::End;
+                    loader.settle(link.precopy_ends)?;
                 }
                 Event::End { offset } => {
                     loader.check_complete().map_err(|e| e.at(offset))?;

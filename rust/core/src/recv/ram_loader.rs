@@ -53,9 +53,12 @@ impl RamLoader {
         self.inflate_threads = threads.max(1);
     }
 
-    /// No more RAM is expected: ends the threads.
+    /// No more RAM comes: ends the threads.
     pub fn rest(&mut self) {
         self.inflating = None;
+        if let Some(channels) = &self.beside {
+            channels.ram_ended();
+        }
     }
 
     /// The blocks of this machine.
@@ -108,10 +111,10 @@ impl RamLoader {
         self.places[block].put(offset, &page)
     }
 
-    /// A RAM section is complete: its pages are there for every thread that hears of it. After the `last` one no page comes any more.
+    /// A RAM section is complete: its pages are there for every thread that hears of it. With `last` no page comes before the next one.
     pub fn settle(&self, last: bool) -> Result<()> {
         settle();
-        self.beside.as_ref().filter(|_| last).map_or(Ok(()), |channels| channels.ram_ended())
+        self.beside.as_ref().filter(|_| last).map_or(Ok(()), |channels| channels.hold())
     }
 
     /// Refuses a stream that says it is complete and never announced this machine's RAM.
@@ -190,6 +193,10 @@ impl PageSink for RamLoader {
 
     fn flush(&mut self) -> Result<()> {
         self.meet(FanIn::flush)
+    }
+
+    fn section_begin(&mut self) -> Result<()> {
+        self.beside.as_ref().map_or(Ok(()), |channels| channels.go_on())
     }
 
     fn section_end(&mut self) -> Result<()> {

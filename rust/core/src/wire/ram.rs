@@ -48,6 +48,7 @@ pub(super) struct RamState {
 impl RamState {
     /// One payload up to and with its EOS; `first`: it is that of the START section, which opens with the block list.
     pub fn payload<S: ByteSource>(&mut self, input: &mut Input<S>, first: bool, sink: &mut dyn PageSink) -> Result<PageCounts> {
+        sink.section_begin()?;
         if first {
             let at = input.offset();
             let word = input.be64()?;

@@ -97,6 +97,11 @@ pub trait PageSink {
         None
     }
 
+    /// The begin of a RAM section's payload; in the first one before the list of blocks.
+    fn section_begin(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// The end of a RAM section's payload.
     fn section_end(&mut self) -> Result<()> {
         Ok(())

@@ -16,7 +16,7 @@ use qmig_core::recv::Deadlines;
 use qmig_core::wire::multifd::Method;
 use qmig_core::wire::{Output, ReturnMessage};
 
-use source::{Destination, PAGE, PAGES, Script, content, end, everything, head, hello, part};
+use source::{Destination, PAGE, PAGES, Script, content, end, everything, head, hello, last, part};
 
 const METHODS: [Method; 3] = [Method::None, Method::Zlib, Method::Zstd];
 
@@ -44,8 +44,7 @@ fn two_rounds(method: Method, flushes: bool) -> (Vec<u8>, [Script; 2]) {
     let zero = zero.pages(&[1, 3], 2, &[], false).sync(true);
     let one = one.pages(&[0, 2], 2, &[], true);
     let zero = zero.pages(&[], 0, if flushes { &[3, 7] } else { &[] }, true);
-    let last = |script: Script| script.sync(true);
-    (main.into_vec(), [last(zero), last(one.sync(false))])
+    (main.into_vec(), [zero.sync(true), one.sync(false).sync(true)])
 }
 
 #[test]
@@ -107,13 +106,18 @@ fn as_many_channels_as_there_can_be() {
     drop(channels);
 }
 
-/// Waits until the fence of `end` is answered.
-fn fence(mut main: &TcpStream) {
+/// Waits until the fence `token` is answered.
+fn fence(mut main: &TcpStream, token: u32) {
     let mut pong = Output::new();
-    ReturnMessage::Pong(2).write(&mut pong);
+    ReturnMessage::Pong(token).write(&mut pong);
     let mut heard = vec![0; pong.len()];
     main.read_exact(&mut heard).unwrap();
     assert_eq!(heard, pong.as_slice());
+}
+
+/// What follows on a channel that is open already.
+fn later(script: &Script) -> Vec<u8> {
+    script.bytes[hello(0).len()..].to_vec()
 }
 
 #[test]
@@ -123,17 +127,67 @@ fn when_the_fence_is_answered_all_pages_are_here_and_nothing_changes_them() {
     let mut destination = Destination::new(1, Method::None).start();
     let main = destination.send(main.as_slice());
     let mut channel = destination.send(&Script::new(0, Method::None).sync(false).bytes);
-    let later = |script: Script| script.bytes[hello(0).len()..].to_vec();
     thread::scope(|scope| {
-        let answered = scope.spawn(|| fence(&main));
-        channel.write_all(&later(Script::new(0, Method::None).pages(&[5], 1, &[], true))).unwrap();
+        let answered = scope.spawn(|| fence(&main, 2));
+        channel.write_all(&later(&Script::new(0, Method::None).pages(&[5], 1, &[], true))).unwrap();
         answered.join().unwrap();
         assert!(destination.page(5) == content(5, 1));
     });
-    let _ = channel.write_all(&later(Script::new(0, Method::None).pages(&[5], 2, &[], true).raw(b"garbage")));
+    let _ = channel.write_all(&later(&Script::new(0, Method::None).pages(&[5], 2, &[], true).raw(b"garbage")));
     main.shutdown(Shutdown::Write).unwrap();
     destination.outcome().unwrap();
     assert!(destination.page(5) == content(5, 1));
+}
+
+/// What the main channel brings when something was written behind the first fence.
+fn late_pass(flushes: bool) -> Output {
+    let mut main = Output::new();
+    part(&mut main, &[], flushes);
+    main.ping(3);
+    main.eof();
+    main
+}
+
+#[test]
+fn pages_that_come_late_are_placed_when_the_main_channel_says_so() {
+    for flushes in [false, true] {
+        let mut destination = Destination::new(1, Method::None).start();
+        let mut start = head(flushes);
+        last(&mut start, flushes);
+        let mut main = destination.send(start.as_slice());
+        let mut channel = destination.send(&Script::new(0, Method::None).sync(false).pages(&[5], 1, &[], true).bytes);
+        fence(&main, 2);
+        channel.write_all(&later(&Script::new(0, Method::None).pages(&[5, 6], 2, &[], true))).unwrap();
+        main.write_all(late_pass(flushes).as_slice()).unwrap();
+        fence(&main, 3);
+        assert!(destination.page(5) == content(5, 2) && destination.page(6) == content(6, 2), "{flushes}");
+        main.shutdown(Shutdown::Write).unwrap();
+        destination.outcome().unwrap_or_else(|error| panic!("{flushes}: {error}"));
+    }
+}
+
+#[test]
+fn a_channel_that_breaks_behind_the_fence_is_missed_only_if_more_ram_comes() {
+    for late in [false, true] {
+        let mut destination = Destination::new(1, Method::None).start();
+        let mut start = head(false);
+        last(&mut start, false);
+        let mut main = destination.send(start.as_slice());
+        let channel = destination.send(&Script::new(0, Method::None).sync(false).sync(false).raw(b"garbage!").bytes);
+        fence(&main, 2);
+        channel.shutdown(Shutdown::Write).unwrap();
+        if late {
+            main.write_all(late_pass(false).as_slice()).unwrap();
+            let error = destination.tells(main);
+            assert_eq!((error.kind, error.path.as_str()), (ErrorKind::BadMagic, "ram/multifd/channel 0/packet 2"), "{error}");
+        } else {
+            let mut rest = Output::new();
+            rest.eof();
+            main.write_all(rest.as_slice()).unwrap();
+            main.shutdown(Shutdown::Write).unwrap();
+            destination.outcome().unwrap();
+        }
+    }
 }
 
 #[test]

@@ -26,8 +26,8 @@ fn migrate(forward: usize, back: usize) -> Outcome {
     let (theirs, theirs_relay) = UnixStream::pair().unwrap();
     let source = Source::start(&[block("ram", 2)], &Setting::new(Format::V7_2), Some(ours.into()));
     let ahead = (ours_relay.try_clone().unwrap(), theirs_relay.try_clone().unwrap());
-    let ahead = thread::spawn(move || relay(ahead.0, ahead.1, forward));
-    let behind = thread::spawn(move || relay(theirs_relay, ours_relay, back));
+    let ahead = thread::spawn(move || relay(ahead.0, ahead.1, forward, |_| ()));
+    let behind = thread::spawn(move || relay(theirs_relay, ours_relay, back, |_| ()));
     // What does not come makes the script panic: then the destination has not run.
     let there = thread::spawn(move || {
         let mut peer = Peer::new(theirs);

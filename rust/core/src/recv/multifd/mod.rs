@@ -8,8 +8,10 @@
 //!
 //! A page that travels again on another channel must not be overtaken, so at a marker everything before it is in its place. The marker
 //! is the word FLUSH where the stream uses that, which its first section shows, and the end of each section of RAM else. A channel that
-//! breaks breaks the barrier: whoever waits there, or for the main channel, gets its error. Once RAM has ended nobody cares for the
-//! channels any more.
+//! breaks breaks the barrier: whoever waits there, or for the main channel, gets its error.
+//!
+//! From the section END on the source may give the machine away at any time: pages wait then until main brings one more section of RAM,
+//! and a channel that breaks is missed by that section only. Once the stream has ended nobody cares for the channels any more.
 
 mod channel;
 mod door;
@@ -96,7 +98,9 @@ struct State {
     released: u64,
     /// Packets that are being put in their place.
     placing: usize,
-    /// RAM has ended.
+    /// All of RAM is here, unless main brings more: until then no packet is put in its place.
+    held: bool,
+    /// No more RAM comes.
     ended: bool,
     /// What broke first.
     failure: Option<Error>,
@@ -177,20 +181,34 @@ impl FanIn {
         self.shared.catch_up(state)
     }
 
-    /// All of RAM is here; nothing that still comes is placed.
-    pub fn ram_ended(&self) -> Result<()> {
+    /// All of RAM is here: what still comes waits for `go_on`.
+    pub fn hold(&self) -> Result<()> {
         let mut state = self.shared.lock();
-        if let Some(error) = &state.failure {
-            return Err(error.clone());
-        }
         if state.placing > 0 {
             let text = "pages come on a multifd channel behind the last point of synchronisation";
             return Err(Error::new(ErrorKind::TrailingData, text).within("multifd"));
         }
-        state.ended = true;
-        drop(state);
-        self.shared.changed.notify_all();
+        state.held = true;
         Ok(())
+    }
+
+    /// A section of RAM begins on main: what comes is placed (again). Fails with what broke in the meantime.
+    pub fn go_on(&self) -> Result<()> {
+        let mut state = self.shared.lock();
+        if let Some(error) = &state.failure {
+            return Err(error.clone());
+        }
+        if std::mem::take(&mut state.held) {
+            drop(state);
+            self.shared.changed.notify_all();
+        }
+        Ok(())
+    }
+
+    /// No more RAM comes.
+    pub fn ram_ended(&self) {
+        self.shared.lock().ended = true;
+        self.shared.changed.notify_all();
     }
 
     /// Cuts the channels and waits for their threads.
@@ -230,6 +248,7 @@ impl Shared {
             at: vec![At::Pages; channels],
             released: 0,
             placing: 0,
+            held: false,
             ended: false,
             failure: None,
         };
@@ -288,7 +307,7 @@ impl Shared {
         self.heard.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum()
     }
 
-    /// A packet with pages is here: waits for the block list. None when RAM has ended, to whose memory nothing is added.
+    /// A packet with pages is here: waits until they may be placed. None when RAM has ended, to whose memory nothing is added.
     fn begin(&self) -> Result<Option<Arc<Places>>> {
         let mut state = self.lock();
         loop {
@@ -298,7 +317,7 @@ impl Shared {
             if state.ended {
                 return Ok(None);
             }
-            if let Some(places) = state.places.clone() {
+            if let Some(places) = state.places.clone().filter(|_| !state.held) {
                 state.placing += 1;
                 return Ok(Some(places));
             }
@@ -331,13 +350,14 @@ impl Shared {
         let mut state = self.lock();
         state.at[index] = At::Over;
         // Once all are cut, one that breaks says nothing new.
-        let broken = outcome.err().filter(|_| !state.ended && !self.cut.is_set());
-        if let Some(error) = &broken {
-            state.failure.get_or_insert_with(|| error.clone());
+        let mut broken = false;
+        if let Some(error) = outcome.err().filter(|_| !state.ended && !self.cut.is_set()) {
+            state.failure.get_or_insert(error);
+            broken = !state.held;
         }
         drop(state);
         self.changed.notify_all();
-        if broken.is_some() {
+        if broken {
             self.cut.set();
         }
     }
