@@ -288,6 +288,13 @@ impl WriteHalf {
         }
     }
 
+    /// Bounds what the kernel keeps of bytes that were not even sent, where it knows the difference; what is on its way is not bounded.
+    pub fn bound_unsent(&self, unsent: u32) {
+        if let Some(link) = self.link.as_ref().filter(|link| link.kind == Kind::Socket) {
+            let _ = io::set_unsent_low_water(link.fd.as_fd(), unsent);
+        }
+    }
+
     /// Waits until something can be written: who decides only then what it is, can still decide for what is urgent.
     pub fn room(&self) -> Result<()> {
         match &self.link {

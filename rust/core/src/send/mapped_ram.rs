@@ -5,6 +5,7 @@ mod writers;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::records;
 use super::stream::Stream;
@@ -174,6 +175,10 @@ impl Way for MappedRam {
         }
         self.settle(stream, records)?;
         self.write_bitmaps()
+    }
+
+    fn settled(&mut self, stream: &mut Stream, records: &mut MainRecords, _until: Instant) -> Result<bool> {
+        self.settle(stream, records).map(|()| true)
     }
 
     fn last_stage(&mut self) {

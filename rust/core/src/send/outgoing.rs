@@ -114,10 +114,19 @@ struct Rates {
     bytes_per_ms: f64,
     /// Bytes dirty at the last sync.
     dirty_bytes: u64,
-    /// When the present round began, and what `RamSaver::offered` was then.
-    round: (Instant, u64),
+    /// Bytes sent up to the last window.
+    sent: u64,
+    /// When the present round began, and what `RamSaver::offered` and `Stream::sent` were then.
+    round: (Instant, u64, u64),
     /// The last round, where it is to be gone by.
     last_round: Option<Round>,
+}
+
+impl Rates {
+    /// No faster than this over a whole round.
+    fn steady(&mut self, bytes_per_ms: f64) {
+        self.bytes_per_ms = if self.bytes_per_ms > 0.0 { self.bytes_per_ms.min(bytes_per_ms) } else { bytes_per_ms };
+    }
 }
 
 impl Outgoing {
@@ -153,7 +162,8 @@ impl Outgoing {
                 pages_sent: 0,
                 bytes_per_ms: 0.0,
                 dirty_bytes: 0,
-                round: (Instant::now(), 0),
+                sent: 0,
+                round: (Instant::now(), 0, 0),
                 last_round: None,
             },
         })
@@ -276,12 +286,20 @@ impl Outgoing {
                 let hurry = self.session.hurry().clone();
                 self.parts()?.1.rate().wait(&hurry);
                 self.window()?;
-            } else if saver.remaining_bytes() == 0 {
-                let (offered, end) = (saver.offered(), Instant::now());
+            } else if saver.remaining_bytes() == 0 && self.settled()? {
+                // What was clean but not sent would be sent while the machine stands still; and only now is it known how long it took.
+                self.window()?;
+                let (saver, stream) = self.parts()?;
+                let (offered, sent, end) = (saver.offered(), stream.sent(), Instant::now());
                 let newly = saver.sync()?;
                 let remaining = saver.remaining_bytes();
                 self.synced(newly);
-                let (begun, before) = std::mem::replace(&mut self.rates.round, (Instant::now(), offered.unwrap_or_default()));
+                let next = (Instant::now(), offered.unwrap_or_default(), sent);
+                let (begun, before, sent_before) = std::mem::replace(&mut self.rates.round, next);
+                if self.session.counters.multifd_bytes.get() > 0 && sent > sent_before {
+                    // Whoever sends together ends together: a window has too much of it, or nothing. The round has all of it.
+                    self.rates.steady(per_ms(sent - sent_before, end - begun));
+                }
                 let round = offered.map(|all| Round { bytes: (all - before) * PAGE_SIZE, time: end - begun });
                 self.rates.last_round = round.filter(|round| round.bytes > 0);
                 let ceiling = self.ceiling();
@@ -295,6 +313,12 @@ impl Outgoing {
                 return Ok(Step::Iterate);
             }
         }
+    }
+
+    /// Everything that is not dirty has been sent; waits for a turn.
+    fn settled(&mut self) -> Result<bool> {
+        let (saver, stream) = self.parts()?;
+        saver.settled(stream, Instant::now() + TURN).map_err(|e| self.blame(e))
     }
 
     /// Complete sections of other live handlers.
@@ -488,7 +512,9 @@ impl Outgoing {
         let counters = &self.session.counters;
         counters.transferred.set(sent);
         counters.precopy_bytes.set(sent);
-        let Some((bytes, elapsed)) = window else { return Ok(()) };
+        let Some((_, elapsed)) = window else { return Ok(()) };
+        // Sent, and not only charged: packets of multifd are on their way for a while.
+        let bytes = sent - std::mem::replace(&mut self.rates.sent, sent);
         self.rates.bytes_per_ms = per_ms(bytes, elapsed);
         counters.mbps.set(self.rates.bytes_per_ms * 8.0 / 1000.0);
         counters.pages_per_second.set(per_second(pages - self.rates.pages_sent, elapsed));

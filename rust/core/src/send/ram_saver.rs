@@ -215,6 +215,16 @@ impl RamSaver {
         stream.put(&RAM_EOS.to_be_bytes())
     }
 
+    /// Whether all pages that are not dirty any more were sent, too; waits for it, but not beyond `until`.
+    pub fn settled(&mut self, stream: &mut Stream, until: Instant) -> Result<bool> {
+        for way in &mut self.ways {
+            if !way.settled(stream, &mut self.records, until)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The dirty logs were asked; `count` is `dirty-sync-count`.
     pub fn synced(&mut self, count: u64) {
         self.ways.iter_mut().for_each(|way| way.synced(count));

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::compress::Compress;
 use super::delta::Deltas;
@@ -135,6 +136,11 @@ pub trait Way: Debug + Send {
     /// The search has passed the end of the block list, or nothing is dirty any more: no page is sent twice between two of these.
     fn round_end(&mut self, _stream: &mut Stream, _records: &mut MainRecords) -> Result<()> {
         Ok(())
+    }
+
+    /// Nothing is dirty as far as is known: has everything been sent? Waits for it, but not beyond `until`.
+    fn settled(&mut self, _stream: &mut Stream, _records: &mut MainRecords, _until: Instant) -> Result<bool> {
+        Ok(true)
     }
 
     /// The dirty logs were asked; `count` is `dirty-sync-count`.

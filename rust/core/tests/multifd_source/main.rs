@@ -320,6 +320,33 @@ fn the_limit_counts_the_channels() {
     }
 }
 
+/// Pages that are clean and not sent yet would be sent while it stands still, whatever the limit of that is.
+#[test]
+fn the_machine_runs_until_the_channels_have_sent_everything() {
+    for format in [Format::V7_2, Format::V10_0] {
+        // There is room for all pages in packets.
+        let setting = Setting { channels: 16, ..Setting::new(format) };
+        let (control, session) = setting.control(&["multifd"]);
+        let (blocks, peer) = (random(5 * 1024), setting.peer(Manner::Held));
+        let mut outgoing = setting.outgoing(&control, &blocks);
+        thread::scope(|scope| {
+            let release = || {
+                let (counters, end) = (&session.counters, Instant::now() + SOON);
+                while counters.dirty_sync_count.get() == 0 || counters.remaining.get() > 0 {
+                    assert!(Instant::now() < end);
+                    thread::yield_now();
+                }
+                peer.release();
+            };
+            scope.spawn(release);
+            migrate(&mut outgoing, &session, &peer.uri(), || {}).unwrap();
+        });
+        verify(&peer.record(), &blocks);
+        let late = session.counters.downtime_bytes.get();
+        assert!(late < 1 << 20, "{late} bytes after the stop");
+    }
+}
+
 #[test]
 fn a_destination_without_multifd_is_found_out() {
     let setting = Setting::new(Format::V7_2);

@@ -31,6 +31,8 @@ pub enum Manner {
     Dies(usize),
     /// The last channel is not read.
     Stalls,
+    /// Takes all channels and reads none before `Peer::release`.
+    Held,
 }
 
 /// What one channel has brought.
@@ -236,6 +238,7 @@ impl Channel {
 #[derive(Debug)]
 pub struct Peer {
     path: PathBuf,
+    hold: Sender<()>,
     thread: Option<JoinHandle<Record>>,
 }
 
@@ -245,12 +248,18 @@ impl Peer {
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("qmig-multifd-{}-{number}", std::process::id()));
         let listener = UnixListener::bind(&path).unwrap();
-        let thread = std::thread::spawn(move || serve(listener, channels, per_section, manner));
-        Self { path, thread: Some(thread) }
+        let (hold, released) = channel();
+        let thread = std::thread::spawn(move || serve(listener, channels, per_section, manner, &released));
+        Self { path, hold, thread: Some(thread) }
     }
 
     pub fn uri(&self) -> Uri {
         Uri::parse(&format!("unix:{}", self.path.display())).unwrap()
+    }
+
+    /// From now on it reads.
+    pub fn release(&self) {
+        self.hold.send(()).unwrap();
     }
 
     /// What it knows in the end.
@@ -271,7 +280,7 @@ impl Drop for Peer {
     }
 }
 
-fn serve(listener: UnixListener, channels: usize, per_section: bool, manner: Manner) -> Record {
+fn serve(listener: UnixListener, channels: usize, per_section: bool, manner: Manner, held: &Receiver<()>) -> Record {
     let accept = || {
         let stream = listener.accept().unwrap().0;
         stream.set_read_timeout(Some(SOON)).unwrap();
@@ -284,8 +293,11 @@ fn serve(listener: UnixListener, channels: usize, per_section: bool, manner: Man
     }
     let shared = Arc::<Mutex<Shared>>::default();
     let (mut gates, mut threads, mut stalled) = (Vec::new(), Vec::new(), Vec::new());
-    for channel_number in 0..channels {
-        let wire = accept();
+    let wires: Vec<Wire> = (0..channels).map(|_| accept()).collect();
+    if manner == Manner::Held {
+        held.recv_timeout(SOON).unwrap();
+    }
+    for (channel_number, wire) in wires.into_iter().enumerate() {
         let last = channel_number + 1 == channels;
         if last && manner == Manner::Stalls {
             stalled.push(wire);

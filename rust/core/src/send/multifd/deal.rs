@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::ops::AddAssign;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::wire::consts::MULTIFD_PAGES;
 use crate::{Error, Result};
@@ -132,7 +133,7 @@ impl Deal {
     /// An empty packet, once the senders have little left: who fills them fills several then.
     pub fn wait_empty(&self) -> Result<Packet> {
         loop {
-            self.wait(|state, channels| !state.free.is_empty() && state.queue.len() <= channels)?;
+            self.wait(|state, channels| !state.free.is_empty() && state.queue.len() <= channels, None)?;
             if let Some(packet) = self.empty()? {
                 return Ok(packet);
             }
@@ -163,9 +164,9 @@ impl Deal {
         Ok(())
     }
 
-    /// Wait until everything has been written.
-    pub fn settle(&self) -> Result<()> {
-        self.wait(|state, channels| state.queue.is_empty() && state.busy == 0 && state.synced == state.syncs * channels as u64)
+    /// Whether everything has been written; waits for it, but not beyond `until`.
+    pub fn settled(&self, until: Option<Instant>) -> Result<bool> {
+        self.wait(|state, channels| state.queue.is_empty() && state.busy == 0 && state.synced == state.syncs * channels as u64, until)
     }
 
     /// What was sent since the last call.
@@ -232,15 +233,20 @@ impl Deal {
     }
 
     /// Ends when it is so, or when a channel has died; senders write with a deadline, and a cancel ends their writes.
-    fn wait(&self, awaited: fn(&State, usize) -> bool) -> Result<()> {
+    /// False: `until` came first.
+    fn wait(&self, awaited: fn(&State, usize) -> bool, until: Option<Instant>) -> Result<bool> {
         let mut state = self.lock();
         loop {
             state.error.clone().map_or(Ok(()), Err)?;
             if awaited(&state, self.channels) {
-                return Ok(());
+                return Ok(true);
+            }
+            let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Ok(false);
             }
             state.awaited = Some(awaited);
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.room.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             state.awaited = None;
         }
     }

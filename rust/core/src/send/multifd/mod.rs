@@ -17,7 +17,7 @@ mod sender;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::deal::{Deal, Packet};
 use self::sender::{Code, Sender};
@@ -31,6 +31,11 @@ use crate::wire::SectionKind;
 use crate::wire::consts::{MULTIFD_PAGES, PAGE_SIZE, RAM_MULTIFD_FLUSH};
 use crate::wire::multifd::{HEADER_BYTES, Hello};
 use crate::{Error, ErrorKind, Result};
+
+/// Bytes that the kernel keeps unsent for all channels, about as many as one has by itself: the machine stands still while they go.
+const UNSENT: u32 = 4 << 20;
+/// And for each at least.
+const LEAST_UNSENT: u32 = 64 << 10;
 
 /// What multifd was agreed on when the migration began.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +80,7 @@ impl Plan {
             let writer = channel::connect(uri, None, switch)?.split().1;
             let mut writer = writer.ok_or_else(|| Error::new(ErrorKind::BadUri, format!("{uri}: this channel cannot be written to")))?;
             writer.set_patience(patience);
+            writer.bound_unsent((UNSENT / u32::from(self.channels)).max(LEAST_UNSENT));
             writer.write_all(&Hello { uuid, channel }.bytes())?;
             Ok(writer)
         };
@@ -212,7 +218,7 @@ impl Way for Multifd {
         if self.stopped {
             // What follows asks the destination whether it has everything: by then no channel shall be found dead.
             stream.flush()?;
-            self.deal.settle()?;
+            self.deal.settled(None)?;
             self.count(stream, records);
         }
         Ok(())
@@ -220,6 +226,15 @@ impl Way for Multifd {
 
     fn round_end(&mut self, stream: &mut Stream, records: &mut MainRecords) -> Result<()> {
         if self.plan.per_section { Ok(()) } else { self.sync_and_say(stream, records) }
+    }
+
+    fn settled(&mut self, stream: &mut Stream, records: &mut MainRecords, until: Instant) -> Result<bool> {
+        self.hand_over(stream, records)?;
+        self.owes_flush = false;
+        stream.flush()?;
+        let settled = self.deal.settled(Some(until))?;
+        self.count(stream, records);
+        Ok(settled)
     }
 
     fn last_stage(&mut self) {
