@@ -173,13 +173,14 @@ fn a_channel_that_breaks_behind_the_fence_is_missed_only_if_more_ram_comes() {
         let mut start = head(false);
         last(&mut start, false);
         let mut main = destination.send(start.as_slice());
-        let channel = destination.send(&Script::new(0, Method::None).sync(false).sync(false).raw(b"garbage!").bytes);
+        let mut channel = destination.send(&Script::new(0, Method::None).sync(false).sync(false).bytes);
         fence(&main, 2);
+        channel.write_all(b"garbage!").unwrap();
         channel.shutdown(Shutdown::Write).unwrap();
         if late {
             main.write_all(late_pass(false).as_slice()).unwrap();
             let error = destination.tells(main);
-            assert_eq!((error.kind, error.path.as_str()), (ErrorKind::BadMagic, "ram/multifd/channel 0/packet 2"), "{error}");
+            assert!(error.kind == ErrorKind::BadMagic && error.path.ends_with("multifd/channel 0/packet 2"), "{error}");
         } else {
             let mut rest = Output::new();
             rest.eof();
