@@ -347,6 +347,28 @@ fn the_machine_runs_until_the_channels_have_sent_everything() {
     }
 }
 
+/// What pages will have cost is known when they are sent: zeros nothing, their neighbours all of it.
+#[test]
+fn the_limit_holds_where_zeros_and_others_take_turns() {
+    const RUN: usize = 512;
+    for format in [Format::V7_2, Format::V10_0] {
+        let setting = Setting { bandwidth: 8 << 20, channels: 64, ..Setting::new(format) };
+        let (control, session) = setting.control(&["multifd"]);
+        let (blocks, peer) = (random(8 * RUN), setting.peer(Manner::Good));
+        for run in (0..8).step_by(2) {
+            blocks[0].fill((run * RUN * PAGE) as u64, RUN * PAGE, 0).unwrap();
+        }
+        let mut outgoing = setting.outgoing(&control, &blocks);
+        let begun = Instant::now();
+        migrate(&mut outgoing, &session, &peer.uri(), || {}).unwrap();
+        // 8 MiB, of which a window's may go before they count, and a window's after the stop.
+        let (took, late) = (begun.elapsed(), session.counters.downtime_bytes.get());
+        assert!(took > Duration::from_millis(600) && took < SOON, "{format:?}: {took:?}");
+        assert!(late < 1 << 20, "{format:?}: {late}");
+        verify(&peer.record(), &blocks);
+    }
+}
+
 #[test]
 fn a_destination_without_multifd_is_found_out() {
     let setting = Setting::new(Format::V7_2);

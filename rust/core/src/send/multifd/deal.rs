@@ -53,8 +53,10 @@ pub struct Tally {
     pub zero: u64,
     /// Bytes of channels.
     pub bytes: u64,
-    /// Of these, bytes that were not counted against the rate limit.
-    pub owed: u64,
+    /// Of these, bytes of packets with pages.
+    pub paged: u64,
+    /// Bytes that had been counted against the rate limit for them.
+    pub charged: u64,
 }
 
 impl AddAssign for Tally {
@@ -62,7 +64,8 @@ impl AddAssign for Tally {
         self.normal += more.normal;
         self.zero += more.zero;
         self.bytes += more.bytes;
-        self.owed += more.owed;
+        self.paged += more.paged;
+        self.charged += more.charged;
     }
 }
 
@@ -81,6 +84,8 @@ struct State {
     free: Vec<Packet>,
     /// Packets under way.
     busy: usize,
+    /// So many may wait or be under way.
+    most: usize,
     /// Points of synchronisation so far, and how many of their packets were sent, one for each channel.
     syncs: u64,
     synced: u64,
@@ -111,6 +116,7 @@ impl Deal {
             queue: VecDeque::with_capacity(PACKETS * channels + 1),
             free: (0..=PACKETS * channels).map(|_| Packet::new()).collect(),
             busy: 0,
+            most: usize::MAX,
             syncs: 0,
             synced: 0,
             numbers: 0,
@@ -123,18 +129,19 @@ impl Deal {
         Self { channels, state: Mutex::new(state), work: Condvar::new(), room: Condvar::new() }
     }
 
-    /// An empty packet, if there is one at once.
-    pub fn empty(&self) -> Result<Option<Packet>> {
+    /// An empty packet, if there is one at once and no more than `most` wait or are under way.
+    pub fn empty(&self, most: usize) -> Result<Option<Packet>> {
         let mut state = self.lock();
         state.error.clone().map_or(Ok(()), Err)?;
-        Ok(state.free.pop())
+        state.most = most;
+        Ok(if state.has_room() { state.free.pop() } else { None })
     }
 
     /// An empty packet, once the senders have little left: who fills them fills several then.
-    pub fn wait_empty(&self) -> Result<Packet> {
+    pub fn wait_empty(&self, most: usize) -> Result<Packet> {
         loop {
-            self.wait(|state, channels| !state.free.is_empty() && state.queue.len() <= channels, None)?;
-            if let Some(packet) = self.empty()? {
+            self.wait(|state, channels| state.has_room() && state.queue.len() <= channels, None)?;
+            if let Some(packet) = self.empty(most)? {
                 return Ok(packet);
             }
         }
@@ -263,6 +270,10 @@ impl Deal {
 }
 
 impl State {
+    fn has_room(&self) -> bool {
+        !self.free.is_empty() && self.queue.len() + self.busy < self.most
+    }
+
     fn take_number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers - 1

@@ -37,6 +37,9 @@ const UNSENT: u32 = 4 << 20;
 /// And for each at least.
 const LEAST_UNSENT: u32 = 64 << 10;
 
+/// Packets that may be on their way however low the rate limit is: one is sent while another is filled.
+const LEAST_PACKETS: usize = 2;
+
 /// What multifd was agreed on when the migration began.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
@@ -107,6 +110,8 @@ pub struct Multifd {
     stopped: bool,
     /// Bytes of channels that a page has cost lately, its part of the header included.
     cost: u64,
+    /// Bytes that were sent and not counted against the rate limit yet; less than none: counted and not sent.
+    debt: i64,
 }
 
 impl Multifd {
@@ -114,7 +119,7 @@ impl Multifd {
     pub fn start(plan: Plan, writers: Vec<WriteHalf>, blocks: &[Arc<Block>], session: &Arc<Session>) -> Result<Self> {
         let deal = Arc::new(Deal::new(writers.len()));
         let cost = PAGE_SIZE + (HEADER_BYTES as u64).div_ceil(u64::from(MULTIFD_PAGES));
-        let mut made = Self { plan, deal, senders: Vec::new(), filling: None, owes_flush: false, stopped: false, cost };
+        let mut made = Self { plan, deal, senders: Vec::new(), filling: None, owes_flush: false, stopped: false, cost, debt: 0 };
         for (channel, writer) in (0..=u8::MAX).zip(writers) {
             let sender = Sender {
                 channel,
@@ -143,7 +148,7 @@ impl Multifd {
         packet.area = page.area;
         (if page.untouched { &mut packet.zero } else { &mut packet.pages }).push(page.offset);
         packet.charged += self.cost;
-        stream.charge(self.cost);
+        self.charge(stream);
         let full = packet.is_full();
         self.filling = Some(packet);
         if full { self.hand_over(stream, records) } else { Ok(()) }
@@ -154,10 +159,26 @@ impl Multifd {
         if std::mem::take(&mut self.owes_flush) {
             stream.flush()?;
         }
-        match self.deal.empty()? {
+        // What a page will have cost is known when it is sent: until then no more than a window's worth is on its way.
+        let window = stream.piece().saturating_mul(10) / (u64::from(MULTIFD_PAGES) * PAGE_SIZE);
+        let most = usize::try_from(window).unwrap_or(usize::MAX).max(LEAST_PACKETS);
+        match self.deal.empty(most)? {
             Some(packet) => Ok(packet),
-            None => self.deal.wait_empty(),
+            None => self.deal.wait_empty(most),
         }
+    }
+
+    /// A page counts against the limit with what it costs presumably, and with the debt, as far as this window has room: so none is
+    /// forgotten when the next one begins.
+    fn charge(&mut self, stream: &Stream) {
+        let budget = stream.rate().budget();
+        if budget == u64::MAX {
+            self.debt = 0; // without a limit nobody owes anything
+        }
+        let due = self.debt.saturating_add_unsigned(self.cost);
+        let charged = u64::try_from(due).unwrap_or(0).min(budget.saturating_add(1).max(self.cost));
+        stream.charge(charged);
+        self.debt = due.saturating_sub_unsigned(charged);
     }
 
     fn hand_over(&mut self, stream: &mut Stream, records: &mut MainRecords) -> Result<()> {
@@ -174,10 +195,10 @@ impl Multifd {
         records.normal += tally.normal;
         records.duplicate += tally.zero;
         stream.carried(tally.bytes);
-        stream.charge(tally.owed);
+        self.debt = self.debt.saturating_add_unsigned(tally.bytes).saturating_sub_unsigned(tally.charged);
         let pages = tally.normal + tally.zero;
         if pages > 0 {
-            self.cost = tally.bytes.div_ceil(pages);
+            self.cost = tally.paged.div_ceil(pages);
         }
     }
 

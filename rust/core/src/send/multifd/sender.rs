@@ -166,7 +166,7 @@ impl Sender {
         };
         let bytes = (HEADER_BYTES + size) as u64;
         self.session.counters.multifd_bytes.add(bytes);
-        Ok(Tally { normal: packet.pages.len() as u64, zero: packet.zero.len() as u64, bytes, owed: bytes.saturating_sub(packet.charged) })
+        Ok(Tally { normal: packet.pages.len() as u64, zero: packet.zero.len() as u64, bytes, paged: bytes, charged: packet.charged })
     }
 
     fn sync(&mut self, number: u64, header: &mut [u8; HEADER_BYTES]) -> Result<Tally> {
@@ -175,7 +175,7 @@ impl Sender {
         self.writer.write_all(header)?;
         let bytes = HEADER_BYTES as u64;
         self.session.counters.multifd_bytes.add(bytes);
-        Ok(Tally { bytes, owed: bytes, ..Tally::default() })
+        Ok(Tally { bytes, ..Tally::default() })
     }
 }
 
