@@ -103,3 +103,16 @@ def test_where_there_is_one_channel_only(tmp_path, uri):
         with pytest.raises(MigrationError, match="multifd needs further connections"):
             source.vm.migrate(uri.format(tmp_path))
         assert source.vm.run_state == "prelaunch"
+
+
+def test_what_adds_channels_is_switched_before_a_destination_listens():
+    with pair("none", SIZE) as (source, destination):
+        target, arrival = destination.listen()
+        for changes in ({"multifd": True}, {"postcopy_ram": True, "postcopy_preempt": True}):
+            with pytest.raises(MigrationError, match="before the destination listens") as refused:
+                destination.vm.set_capabilities(**changes)
+            assert refused.value.kind == "invalid-state"
+        destination.vm.set_capabilities(events=True, multifd=False)
+        source.vm.migrate(target).wait(60)
+        arrival.wait(60)
+        destination.vm.set_capabilities(multifd=True)

@@ -145,18 +145,29 @@ class Machine:
         """Switch capabilities on or off, all of `changes` or none.
 
         Raises:
-            MigrationError: `invalid-state` while a migration runs; `invalid-argument` and `unsupported` as
-                `Capabilities.checked`; `not-permitted`: `postcopy-ram` on a destination where it cannot work.
+            MigrationError: `invalid-state` while a migration runs, and for what adds channels while one listens;
+                `invalid-argument` and `unsupported` as `Capabilities.checked`; `not-permitted`: `postcopy-ram` on a
+                destination where it cannot work.
         """
         with self.settings_lock:
             if self.control.outgoing_status in RUNNING:
                 raise migration_error("invalid-state", "capabilities cannot be changed while a migration runs")
             capabilities, changes = self.settings.capabilities, list(changes)
             wanted = capabilities.checked(changes)
+            self._refuse_other_channels(wanted)
             if "postcopy-ram" in wanted and not capabilities["postcopy-ram"] and self.control.run_state == "inmigrate":
                 self._caution(check_postcopy(self.blocks))
             capabilities.update(changes)
             self.publish_settings()
+
+    def _refuse_other_channels(self, wanted: frozenset[str]) -> None:
+        """What decides which connections are waited for stays as it was when that began (spec/control-plane 5.3)."""
+        if self.arrival is None or self.arrival.done():
+            return
+        for name in ("multifd", "postcopy-preempt"):
+            if (name in wanted) != self.settings.capabilities[name]:
+                text = f"capability {name!r} can only be switched before the destination listens; see `-incoming defer`"
+                raise migration_error("invalid-state", text)
 
     def check_postcopy(self) -> None:
         """Raises MigrationError (`not-permitted`, with the remedy) if postcopy is wanted and cannot arrive here."""

@@ -10,15 +10,21 @@ use rustix::net::RecvFlags;
 
 use super::cancel::Wake;
 use super::listen::{accept_now, open};
-use super::{Cancel, Channel, Listener, cancelled, reason};
+use super::{Cancel, Channel, Listener, Uri, cancelled, reason};
 use crate::repeats::Repeats;
 use crate::{ErrorKind, Result};
 
 /// Most first bytes of a connection that can be looked at.
 pub const FIRST_BYTES: usize = 64;
 
-/// Connections that may wait to be looked at beside those that are wanted; any more stay in the kernel's queue.
+/// Connections that may wait to be looked at beside those that are wanted; for one more the oldest silent one has to go.
 const STRANGERS: usize = 16;
+
+/// How many are wanted at most, for as long as nobody knows.
+const MOST: usize = 256;
+
+/// While no source is here: when a connection that has not said what it is has to go.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// When a connection that has sent too little to tell is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -34,77 +40,114 @@ pub enum Look {
     Stranger,
 }
 
+/// Knows the connections of one migration.
+pub trait Porter {
+    /// What a connection is by its first bytes, of which there is at least one and [`FIRST_BYTES`] at most. An error ends the gathering.
+    fn look(&mut self, first: &[u8]) -> Result<Look>;
+    /// The first was let in: how many there will be with it, and the time for all.
+    fn expected(&mut self) -> (usize, Duration);
+}
+
 /// A connection of which nobody knows what it is.
 #[derive(Debug)]
 struct Unknown {
     fd: OwnedFd,
+    since: Instant,
     /// It has sent something, but too little.
     begun: bool,
 }
 
+/// Connections that are still to be let in, or turned away.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// In the order in which they came.
+    unknown: Vec<Unknown>,
+    strangers: Repeats,
+}
+
+impl Waiting {
+    /// Takes one more; there is `room` for so many.
+    fn take(&mut self, fd: OwnedFd, room: usize, uri: &Uri) {
+        if self.unknown.len() >= room {
+            let oldest = self.unknown.iter().position(|one| !one.begun).unwrap_or(0);
+            self.turn_away(oldest, uri);
+        }
+        self.unknown.push(Unknown { fd, since: Instant::now(), begun: false });
+    }
+
+    /// Closes those that have been here for too long, as nobody has come whom they could belong to; when the next one will have been.
+    fn tire(&mut self, uri: &Uri) -> Option<Duration> {
+        loop {
+            let left = SILENCE.saturating_sub(self.unknown.first()?.since.elapsed());
+            if !left.is_zero() {
+                return Some(left);
+            }
+            self.turn_away(0, uri);
+        }
+    }
+
+    fn turn_away(&mut self, index: usize, uri: &Uri) {
+        self.unknown.remove(index);
+        if let Some(times) = self.strangers.again() {
+            tracing::warn!("{uri}: a connection that is none of this migration's was closed{times}");
+        }
+    }
+}
+
 impl Listener {
-    /// Waits until `look` wants `count` connections, and opens these, in that order. It is given the first bytes of each, at least one and
-    /// at most [`FIRST_BYTES`], which stay to be read; its error ends the gathering. The first connection is waited for as long as it
-    /// takes, and told by `came`; after it, `patience` is the time for all. Others are turned away, also later on.
+    /// Waits until `porter` wants as many connections as it expects, and opens these, in that order; their first bytes stay to be read.
+    /// The first that is wanted is waited for as long as it takes; from then on time runs. Others are turned away, also later on.
     ///
     /// Raises `timeout`, `cancelled`, `listen`; `bad-uri` for what is no listening socket.
-    pub fn gather(
-        &self,
-        cancel: &Cancel,
-        count: usize,
-        patience: Duration,
-        came: impl FnOnce(),
-        mut look: impl FnMut(&[u8]) -> Result<Look>,
-    ) -> Result<Vec<Channel>> {
+    pub fn gather(&self, cancel: &Cancel, porter: &mut impl Porter) -> Result<Vec<Channel>> {
         let uri = self.uri();
         let sockets = self.sockets().ok_or_else(|| uri.error(ErrorKind::BadUri, "one channel only; several need tcp: or unix:"))?;
         sockets.keep_further();
         let failed = |errno: Errno| uri.error(ErrorKind::Listen, format!("accepting: {}", reason(errno)));
-        let mut came = Some(came);
-        let mut deadline: Option<Instant> = None;
-        let (mut unknown, mut wanted): (Vec<Unknown>, _) = (Vec::new(), Vec::with_capacity(count));
-        let strangers = Repeats::default();
+        let (mut waiting, mut wanted) = (Waiting::default(), Vec::new());
+        let (mut count, mut patience, mut deadline) = (MOST, Duration::ZERO, None);
         while wanted.len() < count {
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let left = if wanted.is_empty() {
+                waiting.tire(uri)
+            } else {
+                deadline.map(|at: Instant| at.saturating_duration_since(Instant::now()))
+            };
             if left.is_some_and(|left| left.is_zero()) {
                 return Err(uri.error(ErrorKind::Timeout, format!("{} of {count} channels came within {patience:?}", wanted.len())));
             }
-            let pause = if unknown.iter().any(|one| one.begun) { Some(LOOK_AGAIN.min(left.unwrap_or(LOOK_AGAIN))) } else { left };
-            let room = unknown.len() < count + STRANGERS;
-            let listening = sockets.fds().iter().filter(|_| room).map(AsFd::as_fd);
-            let silent = unknown.iter().filter(|one| !one.begun).map(|one| one.fd.as_fd());
+            let begun = waiting.unknown.iter().any(|one| one.begun);
+            let pause = if begun { Some(LOOK_AGAIN.min(left.unwrap_or(LOOK_AGAIN))) } else { left };
+            let listening = sockets.fds().iter().map(AsFd::as_fd);
+            let silent = waiting.unknown.iter().filter(|one| !one.begun).map(|one| one.fd.as_fd());
             if cancel.poll_each(listening.chain(silent), pause).map_err(failed)? == Wake::Cancelled {
                 return Err(cancelled(uri));
             }
-            for fd in sockets.fds().iter().filter(|_| room) {
+            for fd in sockets.fds() {
                 if let Some(fd) = accept_now(fd).map_err(failed)? {
-                    unknown.push(Unknown { fd, begun: false });
+                    waiting.take(fd, count + STRANGERS, uri);
                 }
             }
-            if let Some(came) = came.take_if(|_| !unknown.is_empty()) {
-                came();
-                deadline = Instant::now().checked_add(patience);
-            }
             let mut index = 0;
-            while index < unknown.len() && wanted.len() < count {
-                match first_bytes(&mut unknown[index], &mut look)? {
+            while index < waiting.unknown.len() && wanted.len() < count {
+                match first_bytes(&mut waiting.unknown[index], porter)? {
                     Look::Unclear => index += 1,
-                    Look::Wanted => wanted.push(open(uri, unknown.remove(index).fd, cancel)?),
-                    Look::Stranger => {
-                        if let Some(times) = strangers.again() {
-                            tracing::warn!("{uri}: a connection that is none of this migration's was closed{times}");
+                    Look::Stranger => waiting.turn_away(index, uri),
+                    Look::Wanted => {
+                        if wanted.is_empty() {
+                            (count, patience) = porter.expected();
+                            deadline = Instant::now().checked_add(patience);
                         }
-                        unknown.remove(index);
+                        wanted.push(open(uri, waiting.unknown.remove(index).fd, cancel)?);
                     }
                 }
             }
         }
-        sockets.turn_away(uri, unknown.len())?;
+        sockets.turn_away(uri, waiting.unknown.len())?;
         Ok(wanted)
     }
 }
 
-fn first_bytes(one: &mut Unknown, look: &mut impl FnMut(&[u8]) -> Result<Look>) -> Result<Look> {
+fn first_bytes(one: &mut Unknown, porter: &mut impl Porter) -> Result<Look> {
     let mut bytes = [0; FIRST_BYTES];
     let got = match rustix::net::recv(&one.fd, &mut bytes[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
         Ok((got, _)) => got,
@@ -115,5 +158,5 @@ fn first_bytes(one: &mut Unknown, look: &mut impl FnMut(&[u8]) -> Result<Look>) 
         return Ok(Look::Stranger); // it has gone
     }
     one.begun = true;
-    look(&bytes[..got])
+    porter.look(&bytes[..got])
 }

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use rustix::event::PollFlags;
 
 pub use cancel::{Cancel, Closer, Registration, Wake};
-pub use gather::{FIRST_BYTES, Look};
+pub use gather::{FIRST_BYTES, Look, Porter};
 pub use half::{ReadHalf, WriteHalf};
 pub use listen::Listener;
 pub use positioned::Positioned;

@@ -45,8 +45,10 @@ impl Incoming {
         let switch = self.links.switch()?;
         let preempt = self.control.capability(PREEMPT) && listener.is_socket();
         let (channel, beside) = if self.control.capability(MULTIFD) && listener.is_socket() {
-            let terms = self.terms();
-            let (beside, main) = FanIn::gather(&listener, &switch, &terms, || self.control.incoming_connected(&self.cancel))?;
+            let (beside, main) = FanIn::gather(&listener, &switch, &|| {
+                self.control.incoming_connected(&self.cancel);
+                self.terms()
+            })?;
             (main, Some(beside))
         } else {
             (if preempt { listener.accept_first(&switch) } else { listener.accept(&switch) }?, None)

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use qmig_core::ErrorKind;
+use qmig_core::control::{Parameters, Status};
 use qmig_core::recv::Deadlines;
 use qmig_core::wire::multifd::Method;
 use qmig_core::wire::{Output, ReturnMessage};
@@ -209,6 +210,27 @@ fn strangers_are_turned_away() {
     main.shutdown(Shutdown::Write).unwrap();
     destination.outcome().unwrap();
     drop(channel);
+}
+
+#[test]
+fn nothing_begins_before_a_source_comes() {
+    let soon = Deadlines { connect: Duration::from_secs(1), ..Deadlines::default() };
+    let mut destination = Destination::new(1, Method::None).impatient(soon).start();
+    // A probe of the port, one with other words, and as many that say nothing as there is room for, and more.
+    drop(destination.connect());
+    assert_eq!(everything(destination.send(b"GET / HTTP/1.0\r\n\r\n")), b"");
+    let mut silent: Vec<_> = (0..280).map(|_| destination.connect()).collect();
+    assert_eq!(everything(silent.remove(0)), b"", "the oldest has to go");
+    assert_eq!(destination.control.incoming_status(), Status::None);
+    // What is agreed on is read now, not when listening began.
+    destination.control.set_parameters(Parameters { multifd_channels: 2, ..Parameters::default() });
+    let mut main = head(false);
+    end(&mut main, false);
+    let channels = [0, 1].map(|number| destination.send(&Script::new(number, Method::None).sync(false).sync(false).bytes));
+    let main = destination.send(main.as_slice());
+    main.shutdown(Shutdown::Write).unwrap();
+    destination.outcome().unwrap();
+    drop((channels, silent));
 }
 
 #[test]

@@ -107,13 +107,13 @@ struct State {
 }
 
 impl FanIn {
-    /// Accepts all channels of one migration, in whatever order they come, and the main one, which is the second result. `came` is told
-    /// of the first connection; `link` ends everything.
-    pub fn gather(listener: &Listener, link: &Cancel, terms: &Terms, came: impl FnOnce()) -> Result<(Arc<Self>, Channel)> {
-        let mut door = Door::new(terms);
-        let count = 1 + usize::from(terms.channels);
-        let gathered = listener.gather(link, count, terms.connect, came, |first| door.look(first));
+    /// Accepts all channels of one migration, in whatever order they come, and the main one, which is the second result. `agree` is
+    /// asked when a source is here; `link` ends everything.
+    pub fn gather(listener: &Listener, link: &Cancel, agree: &dyn Fn() -> Terms) -> Result<(Arc<Self>, Channel)> {
+        let mut door = Door::new(agree);
+        let gathered = listener.gather(link, &mut door);
         let channels = gathered.map_err(|error| door.explain(error))?;
+        let terms = door.terms();
         let (mut readers, mut main) = (Vec::new(), None);
         for (channel, number) in channels.into_iter().zip(door.numbers()) {
             match number {
@@ -122,7 +122,7 @@ impl FanIn {
             }
         }
         let main = main.ok_or_else(|| Error::new(ErrorKind::Closed, "there is no main channel"))?; // the door has seen it
-        Ok((Self::start(readers, link, terms)?, main))
+        Ok((Self::start(readers, link, &terms)?, main))
     }
 
     fn start(readers: Vec<(usize, ReadHalf)>, link: &Cancel, terms: &Terms) -> Result<Arc<Self>> {
