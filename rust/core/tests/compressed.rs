@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 
 use qmig_core::channel::Uri;
-use qmig_core::control::{Control, Parameters};
+use qmig_core::control::{Control, Parameters, ZeroPageDetection};
 use qmig_core::page::{deflate_page, inflate_page};
 use qmig_core::ram::Block;
 use qmig_core::ram::dirty::DirtyMode;
@@ -143,6 +143,17 @@ fn a_level_that_does_not_compress_sends_plain_pages() {
     let parameters = Parameters { compress_level: 0, compress_threads: 2, ..Parameters::default() };
     let (arrived, _) = sent(&parameters, &["compress"], &[filled("ram", 40)], || ());
     assert_eq!((arrived.zero, arrived.packed, arrived.plain), (10, 0, 30));
+}
+
+#[test]
+fn zeros_that_nobody_looks_for_are_compressed_like_others() {
+    let block = filled("ram", 40);
+    (0..40).step_by(8).for_each(|page| block.fill((page * PAGE) as u64, PAGE, 0).unwrap());
+    for (zero_page_detection, zero) in [(ZeroPageDetection::None, 5), (ZeroPageDetection::Legacy, 10)] {
+        let parameters = Parameters { zero_page_detection, ..Parameters::default() };
+        let (arrived, _) = sent(&parameters, &["compress"], &[Arc::clone(&block)], || ());
+        assert_eq!(arrived.zero, zero, "{zero_page_detection:?}: the untouched ones are known");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::records::is_zero;
 use super::stream::Stream;
 use super::ways::{MainRecords, Page, Way};
 use crate::Result;
-use crate::control::{Parameters, Session};
+use crate::control::{Parameters, Session, ZeroPageDetection};
 use crate::page::{Batch, Pool, Taken};
 use crate::ram::Block;
 use crate::wire::SectionKind;
@@ -27,6 +27,8 @@ pub struct Compress {
     pool: Pool<(usize, u64)>,
     blocks: Vec<Arc<Block>>,
     session: Arc<Session>,
+    /// Zeros are looked for; else they are compressed like anything else.
+    looks: bool,
     /// A page waits for a worker rather than travel as it is.
     waits: bool,
     /// Only in the first pass: XBZRLE has the others.
@@ -51,7 +53,8 @@ impl Compress {
     pub fn start(parameters: &Parameters, blocks: &[Arc<Block>], session: Arc<Session>, first_pass_only: bool) -> Result<Self> {
         let pool = Pool::deflate(usize::from(parameters.compress_threads), i32::from(parameters.compress_level))?;
         let rates = Rates { evaluated: Instant::now(), offered: 0, offered_before: 0, pages: 0, bytes: 0, busy: 0 };
-        Ok(Self { pool, blocks: blocks.to_vec(), session, waits: parameters.compress_wait_thread, first_pass_only, rates })
+        let looks = parameters.zero_page_detection != ZeroPageDetection::None;
+        Ok(Self { pool, blocks: blocks.to_vec(), session, looks, waits: parameters.compress_wait_thread, first_pass_only, rates })
     }
 
     /// Everything that the workers have, into the stream.
@@ -116,7 +119,7 @@ impl Way for Compress {
             self.drain(stream, records)?;
             return Ok(false);
         }
-        if page.untouched || is_zero(page.block, page.offset)? {
+        if page.untouched || self.looks && is_zero(page.block, page.offset)? {
             records.zero(stream, page)?;
             return Ok(true);
         }
