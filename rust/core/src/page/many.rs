@@ -34,25 +34,11 @@ impl CompressPool {
     /// says of a page whether it is zero, and `read` copies it.
     pub fn compress(&mut self, count: usize, zero: impl Fn(usize) -> bool, read: impl Fn(usize, &mut [u8])) -> Result<Vec<Vec<u8>>> {
         let pool = started(&mut self.deflate, || Pool::deflate(self.threads, self.level))?;
-        let mut found = vec![Vec::new(); count];
-        let mut keep = |page: usize, taken: Taken<'_>| match taken {
-            Taken::Packed(bytes) | Taken::Page(bytes) => {
-                found[page] = bytes.to_vec();
-                Ok(())
-            }
-            Taken::Bad(error) => Err(error),
-        };
-        for page in (0..count).filter(|page| !zero(*page)) {
-            while !pool.room() {
-                collect(pool, &mut keep)?;
-            }
-            pool.put_page(page, |room| {
-                read(page, room);
-                Ok(())
-            })?;
+        let found = compress(pool, count, zero, read);
+        if found.is_err() {
+            self.deflate = None; // with what is still under way
         }
-        finish(pool, keep)?;
-        Ok(found)
+        found
     }
 
     /// The pages that travelled as `packed` says, into `out`, which has room for just them.
@@ -61,34 +47,64 @@ impl CompressPool {
     /// `bad-page` with its number: a page that is no such form of one.
     pub fn decompress(&mut self, packed: &[Vec<u8>], out: &mut [u8]) -> Result<()> {
         let pool = started(&mut self.inflate, || Pool::inflate(self.threads))?;
-        let mut failed: Option<(usize, Error)> = None;
-        let mut keep = |page: usize, taken: Taken<'_>| {
-            match taken {
-                Taken::Packed(bytes) | Taken::Page(bytes) => out[page * PAGE_BYTES..][..PAGE_BYTES].copy_from_slice(bytes),
-                Taken::Bad(error) if failed.as_ref().is_none_or(|(first, _)| page < *first) => failed = Some((page, error)),
-                Taken::Bad(_) => {}
-            }
+        let done = decompress(pool, packed, out);
+        if done.is_err() {
+            self.inflate = None;
+        }
+        done
+    }
+}
+
+fn compress(pool: &mut Pool<usize>, count: usize, zero: impl Fn(usize) -> bool, read: impl Fn(usize, &mut [u8])) -> Result<Vec<Vec<u8>>> {
+    let mut found = vec![Vec::new(); count];
+    let mut keep = |page: usize, taken: Taken<'_>| match taken {
+        Taken::Packed(bytes) | Taken::Page(bytes) => {
+            found[page] = bytes.to_vec();
             Ok(())
-        };
-        for (page, bytes) in packed.iter().enumerate() {
-            match bytes.len() {
-                0 => keep(page, Taken::Page(&[0; PAGE_BYTES]))?,
-                PAGE_BYTES => keep(page, Taken::Page(bytes))?,
-                length if length > COMPRESSED_PAGE_MAX as usize => {
-                    let text = format!("{length} bytes; {COMPRESSED_PAGE_MAX} are accepted (COMPRESSED_PAGE_MAX)");
-                    keep(page, Taken::Bad(Error::new(ErrorKind::BadPage, text)))?;
+        }
+        Taken::Bad(error) => Err(error),
+    };
+    for page in (0..count).filter(|page| !zero(*page)) {
+        while !pool.room() {
+            collect(pool, &mut keep)?;
+        }
+        pool.put_page(page, |room| {
+            read(page, room);
+            Ok(())
+        })?;
+    }
+    finish(pool, keep)?;
+    Ok(found)
+}
+
+fn decompress(pool: &mut Pool<usize>, packed: &[Vec<u8>], out: &mut [u8]) -> Result<()> {
+    let mut failed: Option<(usize, Error)> = None;
+    let mut keep = |page: usize, taken: Taken<'_>| {
+        match taken {
+            Taken::Packed(bytes) | Taken::Page(bytes) => out[page * PAGE_BYTES..][..PAGE_BYTES].copy_from_slice(bytes),
+            Taken::Bad(error) if failed.as_ref().is_none_or(|(first, _)| page < *first) => failed = Some((page, error)),
+            Taken::Bad(_) => {}
+        }
+        Ok(())
+    };
+    for (page, bytes) in packed.iter().enumerate() {
+        match bytes.len() {
+            0 => keep(page, Taken::Page(&[0; PAGE_BYTES]))?,
+            PAGE_BYTES => keep(page, Taken::Page(bytes))?,
+            length if length > COMPRESSED_PAGE_MAX as usize => {
+                let text = format!("{length} bytes; {COMPRESSED_PAGE_MAX} are accepted (COMPRESSED_PAGE_MAX)");
+                keep(page, Taken::Bad(Error::new(ErrorKind::BadPage, text)))?;
+            }
+            _ => {
+                while !pool.room() {
+                    collect(pool, &mut keep)?;
                 }
-                _ => {
-                    while !pool.room() {
-                        collect(pool, &mut keep)?;
-                    }
-                    pool.put_packed(page, bytes);
-                }
+                pool.put_packed(page, bytes);
             }
         }
-        finish(pool, keep)?;
-        failed.map_or(Ok(()), |(page, error)| Err(error.within(&format!("page {page}"))))
     }
+    finish(pool, keep)?;
+    failed.map_or(Ok(()), |(page, error)| Err(error.within(&format!("page {page}"))))
 }
 
 fn started(pool: &mut Option<Pool<usize>>, start: impl FnOnce() -> Result<Pool<usize>>) -> Result<&mut Pool<usize>> {

@@ -6,11 +6,12 @@ use flate2::{Compress, Compression, FlushCompress};
 use proptest::prelude::*;
 
 use super::{
-    CompressPool, Delta, Inflate, PageDeflate, PageInflate, Pool, Taken, Unzstd, XBZRLE_PAGE_MAX, XbzrleEncoder, deflate_page,
+    CompressPool, Delta, Inflate, PageDeflate, PageInflate, Pool, Taken, Unzstd, XBZRLE_PAGE_MAX, XbzrleEncoder, Zstd, deflate_page,
     inflate_page, unzstd_page, xbzrle_decode, zstd_page,
 };
 use crate::ErrorKind;
 use crate::sys::flips::Level;
+use crate::wire::limits::ZSTD_WINDOW_LOG_MAX;
 
 #[path = "../../tests/slow/mod.rs"]
 mod slow;
@@ -338,6 +339,25 @@ fn zstd_goes_on_from_packet_to_packet() {
         let mut out = vec![0; pages.len() + 1];
         decoder.run(&packed, &mut out).unwrap();
         assert_eq!(out[..pages.len()], pages);
+    }
+}
+
+#[test]
+fn the_window_of_a_zstd_channel_is_bounded() {
+    let page = &packets()[0][..PAGE];
+    let (mut packed, mut out) = (vec![0; 2 * PAGE], vec![0; PAGE + 1]);
+    // The highest level that a source may be given.
+    let length = Zstd::new(20).unwrap().run(page, true, &mut packed).unwrap();
+    Unzstd::new().unwrap().run(&packed[..length], &mut out).unwrap();
+    assert_eq!(&out[..PAGE], page);
+    for (log, taken) in [(ZSTD_WINDOW_LOG_MAX, true), (ZSTD_WINDOW_LOG_MAX + 1, false)] {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(log).unwrap();
+        encoder.write_all(page).unwrap();
+        encoder.flush().unwrap();
+        let outcome = Unzstd::new().unwrap().run(encoder.get_ref(), &mut out);
+        assert_eq!(outcome.is_ok(), taken, "{log}: {outcome:?}");
+        assert!(outcome.err().is_none_or(|error| error.kind == ErrorKind::BadPage));
     }
 }
 

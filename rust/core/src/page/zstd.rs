@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-use zstd::stream::raw::{Decoder, Encoder, InBuffer, Operation, OutBuffer};
+use zstd::stream::raw::{DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
 
 use super::bad;
+use crate::wire::limits::ZSTD_WINDOW_LOG_MAX;
 use crate::{Error, Result};
 
-/// A frame that goes on from packet to packet. Its window is bounded by the library (128 MiB), and allocated as it is filled.
+/// A frame that goes on from packet to packet. Its window is allocated as it is filled, `ZSTD_WINDOW_LOG_MAX` at most.
 pub struct Unzstd(Decoder<'static>);
 
 impl fmt::Debug for Unzstd {
@@ -19,7 +20,11 @@ impl fmt::Debug for Unzstd {
 impl Unzstd {
     /// At the begin of a frame.
     pub fn new() -> Result<Self> {
-        Decoder::new().map(Self).map_err(|e| Error::io("zstd", e))
+        let bounded = Decoder::new().and_then(|mut decoder| {
+            decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))?;
+            Ok(Self(decoder))
+        });
+        bounded.map_err(|e| Error::io("zstd", e))
     }
 
     /// Decompress all of `input` into `out`, which has one byte more than what is to come out: nothing may come there.

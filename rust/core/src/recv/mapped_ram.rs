@@ -59,14 +59,22 @@ impl MappedFile {
             return work(&self.file);
         }
         std::thread::scope(|scope| {
-            let mut readers = Vec::with_capacity(threads);
+            let (mut readers, mut ended) = (Vec::with_capacity(threads), Ok(()));
             for number in 0..threads {
-                let file = self.file.another()?;
-                let thread = std::thread::Builder::new().name(format!("mapped-ram {number}"));
                 let work = &work;
-                readers.push(thread.spawn_scoped(scope, move || work(&file)).map_err(|e| Error::io("starting a reader of the file", e))?);
+                let started = self.file.another().and_then(|file| {
+                    let thread = std::thread::Builder::new().name(format!("mapped-ram {number}"));
+                    thread.spawn_scoped(scope, move || work(&file)).map_err(|e| Error::io("starting a reader of the file", e))
+                });
+                match started {
+                    Ok(reader) => readers.push(reader),
+                    Err(error) => {
+                        next.store(chunks.len(), Ordering::Relaxed);
+                        ended = Err(error);
+                        break;
+                    }
+                }
             }
-            let mut ended = Ok(());
             for reader in readers {
                 ended = ended.and(reader.join().unwrap_or_else(|_| Err(Error::io("a reader of the file", "it panicked"))));
             }

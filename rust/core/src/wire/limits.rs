@@ -14,6 +14,9 @@ pub const DESCRIPTION_KEPT: u32 = 64 << 20;
 pub const COMPRESSED_PAGE_MAX: u32 = 4608;
 /// Compressed data of one multifd packet (spec/stream 12.5).
 pub const MULTIFD_DATA_MAX: u32 = 1 << 20;
+/// Window of a channel's zstd frame, as a power of two: what level 20, the highest of `multifd-zstd-level`, takes for a source of unknown
+/// size. The library itself takes 27, which is 128 MiB a channel.
+pub const ZSTD_WINDOW_LOG_MAX: u32 = 25;
 /// Payload of a return-path message (spec/stream 8.1).
 pub const RETURN_MESSAGE_MAX: u16 = 512;
 /// Page requests that wait at a time: each stands for a thread that waits, and machines have a few hundred.

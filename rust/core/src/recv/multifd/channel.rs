@@ -84,6 +84,7 @@ impl Receiver {
 
     /// Until the channel or RAM ends.
     pub fn run(mut self) {
+        let _alive = Alive { shared: Arc::clone(&self.shared), index: self.index };
         let mut packets = 0;
         let outcome = Hello::read(&mut self.input).map(|_| ()).and_then(|()| {
             while self.packet()? {
@@ -180,6 +181,21 @@ impl Receiver {
     }
 }
 
+/// A receiver that breaks down keeps nobody waiting.
+struct Alive {
+    shared: Arc<Shared>,
+    index: usize,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let error = Error::new(ErrorKind::InvalidState, "the receiver of this channel has broken down");
+            self.shared.over(self.index, Err(error.within(&path(self.index))));
+        }
+    }
+}
+
 /// The places of pages at `offsets`, without their first `done` bytes; neighbours are one.
 fn places<'a>(offsets: &[u64], done: usize, target: &'a PageTarget) -> Result<Vec<IoVecMut<'a>>> {
     let (mut rest, mut skip) = (&offsets[done / PAGE_BYTES..], done % PAGE_BYTES);
@@ -192,4 +208,30 @@ fn places<'a>(offsets: &[u64], done: usize, target: &'a PageTarget) -> Result<Ve
         rest = &rest[run..];
     }
     Ok(places)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::Terms;
+    use super::*;
+    use crate::channel::Cancel;
+
+    #[test]
+    fn a_receiver_that_breaks_down_is_heard_of() {
+        let terms =
+            Terms { channels: 2, method: Method::None, uuid: [0; 16], connect: Duration::from_secs(60), stall: Duration::from_secs(60) };
+        let cut = Cancel::new().unwrap();
+        let shared = Arc::new_cyclic(|this| Shared::new(&terms, cut.clone(), std::sync::Weak::clone(this)));
+        let alive = Alive { shared: Arc::clone(&shared), index: 1 };
+        let broken = std::thread::spawn(move || {
+            let _alive = alive;
+            panic!("as wanted");
+        });
+        assert!(broken.join().is_err() && cut.is_set());
+        let error = shared.lock().failure.clone().unwrap();
+        assert_eq!((error.kind, error.path.as_str()), (ErrorKind::InvalidState, "multifd/channel 1"));
+    }
 }

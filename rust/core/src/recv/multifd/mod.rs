@@ -184,6 +184,9 @@ impl FanIn {
     /// All of RAM is here: what still comes waits for `go_on`.
     pub fn hold(&self) -> Result<()> {
         let mut state = self.shared.lock();
+        if let Some(error) = &state.failure {
+            return Err(error.clone());
+        }
         if state.placing > 0 {
             let text = "pages come on a multifd channel behind the last point of synchronisation";
             return Err(Error::new(ErrorKind::TrailingData, text).within("multifd"));
