@@ -529,7 +529,7 @@ class Incoming:
         waits for a page all the same finds zeros."""
     def abandon(self) -> None:
         """The machine runs and its memory is incomplete, but it will never run again: wait() raises, and threads that wait for a page wait on, until
-        let_go() or the end of the process. Never blocks."""
+        let_go() or the end of the process. Before "run" the source gets the machine back, and has a second to hear so. Any thread."""
     def finish(self, status: int = 0) -> None:
         """Answer SHUT(status) if there is a return path, and close. Another status than 0: the machine does not run here; a source that gave it away in
         postcopy gets it back. Without effect after wait()."""

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
+from threading import Event
 from uuid import uuid4
 
 import pytest
@@ -290,6 +291,33 @@ def look(device, version):
 
 
 CURIOUS = VMStateDescription("curious", version_id=1, fields=[uint64("seen")], post_load=look)
+
+
+def test_a_destination_that_is_closed_while_devices_load_gives_the_machine_back():
+    """Before RUN the machine is nowhere else: its source takes it back, and is told so before the connection is cut."""
+    entered, go_on = Event(), Event()
+
+    def wait_there(*_):
+        entered.set()
+        assert go_on.wait(60)
+
+    slow = VMStateDescription("slow", version_id=1, fields=[uint64("seen")], post_load=wait_there)
+    with ready() as (source, destination), ThreadPoolExecutor() as pool:
+        for side in (source, destination):
+            side.vm.register(slow, Curious(side.ram))
+        target, arrival = destination.listen()
+        migration = switch(source, target)
+        try:
+            assert entered.wait(60)
+            closing = pool.submit(destination.vm.close)
+            runs_on(source, migration, "never ran it")
+        finally:
+            go_on.set()
+        closing.result(60)
+        with pytest.raises(MigrationError):
+            arrival.wait(60)
+        assert destination.vm.run_state == "inmigrate"
+        assert "start" not in destination.emulator.log
 
 
 def test_a_device_that_touches_missing_memory_while_it_is_loaded():

@@ -404,12 +404,14 @@ fn a_machine_that_cannot_run_here_is_given_back() {
 #[test]
 fn a_load_that_waits_for_a_page_can_be_ended() {
     type End = fn(&Destination, &Source);
-    let ends: [End; 3] = [
-        |destination, _| destination.control.pause().unwrap(),
-        |destination, _| destination.incoming.close(),
-        |_, source| source.stream.shutdown(Shutdown::Both).unwrap(),
+    let ends: [(End, bool); 5] = [
+        (|destination, _| destination.control.pause().unwrap(), false),
+        (|destination, _| destination.incoming.close(), true),
+        (|destination, _| destination.incoming.abandon(), true),
+        (|destination, _| destination.incoming.finish(1).unwrap(), true),
+        (|_, source| source.stream.shutdown(Shutdown::Both).unwrap(), false),
     ];
-    for end in ends {
+    for (end, back) in ends {
         let destination = Destination::new(vec![Block::anon("ram", 40 << 12).unwrap()], &[]);
         let mut source = destination.connect(Manner::Touches);
         source.send(&head(&destination.blocks));
@@ -417,6 +419,9 @@ fn a_load_that_waits_for_a_page_can_be_ended() {
         assert_eq!(source.heard(), Some(ReturnMessage::Pong(1)));
         assert_eq!(source.request(PAGE), Some(("ram".to_owned(), 0)));
         end(&destination, &source);
+        if back {
+            assert_eq!(source.heard(), Some(ReturnMessage::Shut(2)), "the source gets its machine back");
+        }
         // What it read is worth nothing, which the driver's check notices; it must not be stuck.
         until("the end of the driver", || destination.incoming.next().is_err());
         until("the memory to be free", || destination.blocks[0].read(4096, &mut [0; 8]).is_ok());

@@ -274,10 +274,13 @@ impl Incoming {
 
     /// The machine, which runs here and whose memory is incomplete, will never run again, and `wait` fails. Threads that wait for a page go
     /// on waiting, and the blocks stay taken, until [`Self::let_go`] or the end of the process: what they would read is zeros where data
-    /// belongs, and they might write that to a disk before anybody can stop them.
+    /// belongs, and they might write that to a disk before anybody can stop them. Before RUN it never will either, and the source is told
+    /// that, which may take a moment: the word goes out before anything is cut.
     pub fn abandon(&self) {
         if let Some(listening) = self.listening() {
-            listening.abandon();
+            if !listening.is_over() && !listening.abort(cancelled()) {
+                listening.abandon();
+            }
             self.cancel.set();
         }
     }
