@@ -10,7 +10,7 @@ use super::outgoing::{Format, Outgoing, TURN, per_ms, per_second};
 use super::records::Records;
 use super::stream::Bound;
 use super::unsent::{Place, Unsent};
-use super::urgent::{STALL, Urgent};
+use super::urgent::Urgent;
 use crate::wire::consts::{PAGE_SIZE, RAM_EOS};
 use crate::wire::{Output, SectionKind};
 use crate::{Error, ErrorKind, Result};
@@ -85,7 +85,8 @@ impl Outgoing {
     fn turn(&mut self, flow: &mut Flow) -> Result<()> {
         let until = Instant::now() + TURN;
         let most = self.bounds().write;
-        self.stream()?.set_deadline(Instant::now() + STALL);
+        let stall = self.stall_deadline;
+        self.stream()?.set_deadline(Instant::now() + stall);
         self.ram_section(SectionKind::Part, |outgoing| {
             while flow.unsent.left() > 0 && Instant::now() < until {
                 outgoing.check()?;

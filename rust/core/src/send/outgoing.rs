@@ -25,6 +25,8 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 /// The same for the last word of postcopy, which comes when devices are loaded and all pages are there: while it may still be that the
 /// machine never ran, the destination must be able to say so.
 const WORD_DEADLINE: Duration = Deadlines::DEFAULT.load.saturating_add(Deadlines::DEFAULT.drain).saturating_add(ANSWER_DEADLINE);
+/// How long a peer may not read what it waits for.
+const STALL_DEADLINE: Duration = Duration::from_secs(60);
 /// A turn of RAM: how soon parameters, the destination's words, other live handlers and the counters have their turn.
 pub(super) const TURN: Duration = Duration::from_millis(50);
 /// How often the dirty rate is evaluated at most.
@@ -100,6 +102,8 @@ pub struct Outgoing {
     pub(super) answer_deadline: Duration,
     /// And for the last word of postcopy.
     pub(super) word_deadline: Duration,
+    /// And, after the commit, until it reads on.
+    pub(super) stall_deadline: Duration,
     /// Bytes sent while the machine ran; known once it stopped.
     pub(super) precopy_bytes: Option<u64>,
     rates: Rates,
@@ -155,6 +159,7 @@ impl Outgoing {
             pings: 0,
             answer_deadline: ANSWER_DEADLINE,
             word_deadline: WORD_DEADLINE,
+            stall_deadline: STALL_DEADLINE,
             precopy_bytes: None,
             rates: Rates {
                 evaluated: Instant::now(),
@@ -183,6 +188,11 @@ impl Outgoing {
     /// How long it may take for the last word of postcopy, instead of two minutes.
     pub fn set_word_deadline(&mut self, deadline: Duration) {
         self.word_deadline = deadline;
+    }
+
+    /// How long it may not read what it is sent after the commit, instead of a minute: then postcopy is paused.
+    pub fn set_stall_deadline(&mut self, deadline: Duration) {
+        self.stall_deadline = deadline;
     }
 
     /// Open the channel. Blocks for sockets; a cancel of the session ends it.

@@ -208,7 +208,8 @@ impl Outgoing {
 
     /// The last bytes of the package, then the memory.
     fn give(&mut self, flow: Flow, clean: &[Bitmap]) -> Result<()> {
-        self.parts()?.1.set_deadline(Instant::now() + super::urgent::STALL);
+        let stall = self.stall_deadline;
+        self.parts()?.1.set_deadline(Instant::now() + stall);
         let run = std::mem::take(&mut self.run);
         self.put(&run)?;
         self.flush()?;
@@ -228,7 +229,7 @@ impl Outgoing {
         if self.preempt() && second.is_none() {
             return Err(Error::new(ErrorKind::InvalidState, "the channel for requested pages is missing"));
         }
-        let urgent = Urgent::new(Arc::clone(&unsent), second);
+        let urgent = Urgent::new(Arc::clone(&unsent), second, self.stall_deadline);
         Ok(Flow { records: records(), urgent, unsent, place: Place::default() })
     }
 

@@ -16,9 +16,6 @@ use super::unsent::{Place, Unsent};
 use crate::wire::limits::REQUESTS_MAX;
 use crate::{Error, ErrorKind, Result};
 
-/// How long a peer may not read what it waits for.
-pub const STALL: Duration = Duration::from_secs(60);
-
 /// A request, as far as it is not served: target pages of a block.
 type Request = (usize, Range<usize>);
 
@@ -43,11 +40,13 @@ pub struct Urgent {
     /// The background sleeps.
     resting: AtomicBool,
     second: Option<Mutex<(Stream, Records)>>,
+    /// How long a peer may not read what it waits for.
+    stall: Duration,
 }
 
 impl Urgent {
-    /// Requests for pages of `unsent`, served over `second` if there is one.
-    pub fn new(unsent: Arc<Unsent>, second: Option<(Stream, Records)>) -> Arc<Self> {
+    /// Requests for pages of `unsent`, served over `second` if there is one, which the peer has to read within `stall`.
+    pub fn new(unsent: Arc<Unsent>, second: Option<(Stream, Records)>, stall: Duration) -> Arc<Self> {
         let second = second.map(Mutex::new);
         Arc::new(Self {
             unsent,
@@ -56,6 +55,7 @@ impl Urgent {
             changed: Condvar::new(),
             resting: AtomicBool::new(false),
             second,
+            stall,
         })
     }
 
@@ -66,7 +66,7 @@ impl Urgent {
         if let Some(second) = &self.second {
             let mut second = second.lock().unwrap_or_else(PoisonError::into_inner);
             let (stream, records) = &mut *second;
-            stream.set_deadline(Instant::now() + STALL);
+            stream.set_deadline(Instant::now() + self.stall);
             let mut sent = false;
             for page in pages {
                 if let Some(claimed) = self.unsent.claim(block, page) {
@@ -151,7 +151,7 @@ impl Urgent {
         let mut second = second.lock().unwrap_or_else(PoisonError::into_inner);
         let (stream, _) = &mut *second;
         let Some(end) = end else { return Ok(()) };
-        stream.set_deadline(Instant::now() + STALL);
+        stream.set_deadline(Instant::now() + self.stall);
         stream.put(end)?;
         stream.flush()
     }
@@ -170,7 +170,7 @@ mod tests {
     fn urgent(pages: usize) -> (Arc<Unsent>, Arc<Urgent>) {
         let block = Block::anon("ram", pages as u64 * 4096).unwrap();
         let unsent = Arc::new(Unsent::new(&[block], vec![Bitmap::full(pages)]));
-        (Arc::clone(&unsent), Urgent::new(unsent, None))
+        (Arc::clone(&unsent), Urgent::new(unsent, None, Duration::from_secs(60)))
     }
 
     #[test]

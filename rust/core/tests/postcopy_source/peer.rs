@@ -28,7 +28,7 @@ pub struct Setting {
     pub capabilities: Vec<&'static str>,
     pub bandwidth: u64,
     pub uri: String,
-    /// How long an answer may take, if not as long as usual.
+    /// How long an answer, or reading on, may take, if not as long as usual.
     pub patience: Option<Duration>,
 }
 
@@ -106,6 +106,7 @@ impl Source {
         if let Some(deadline) = setting.patience {
             outgoing.set_answer_deadline(deadline);
             outgoing.set_word_deadline(deadline);
+            outgoing.set_stall_deadline(deadline);
         }
         let setting = setting.clone();
         let own = Arc::clone(&session);

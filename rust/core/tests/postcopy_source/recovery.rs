@@ -158,6 +158,17 @@ fn a_destination_that_says_nothing_in_a_recovery_is_not_waited_for() {
 }
 
 #[test]
+fn a_destination_that_does_not_read_is_a_pause() {
+    let setting = Setting { patience: Some(Duration::from_secs(1)), ..Setting::new(Format::V7_2) };
+    let (mut peer, source) = Peer::with_source(&[block("ram", PAGES)], &setting);
+    peer.switched(); // and from here on it is only still there
+    let why = source.paused();
+    assert!(why.contains("the peer does not read"), "{why}");
+    assert_eq!(source.status(), Status::PostcopyPaused);
+    source.give_up();
+}
+
+#[test]
 fn who_cannot_be_reached_is_told_and_another_is_waited_for() {
     let (mut peer, source) = Peer::with_source(&[block("ram", PAGES)], &Setting::new(Format::V7_2));
     peer.switched();
