@@ -30,6 +30,9 @@ __all__ = ["Options", "serve"]
 
 log = logging.getLogger(__name__)
 
+_STEPS = 4
+"""The register of the model guest that counts a vCPU's steps."""
+
 
 @dataclass(slots=True)
 class Options:
@@ -90,6 +93,10 @@ class GuestEmulator:
         if not self._guest.running:
             self._take()
         return self._guest.verify()
+
+    def vcpu_steps(self) -> list[int]:
+        """Steps done by each vCPU. Raises MigrationError while the guest runs."""
+        return [self._guest.registers(vcpu)[_STEPS] for vcpu in range(self._guest.threads)]
 
     def _take(self) -> None:
         for vcpu, registers in enumerate(self._hardware.guest_state()[: self._guest.threads]):

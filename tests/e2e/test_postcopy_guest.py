@@ -57,7 +57,9 @@ def check(source, destination):
     destination.command("stop")
     before, after = source.command("x-verify"), destination.command("x-verify")
     assert after["equal"], after
-    assert after["steps"] > before["steps"] > 0
+    for steps, then in zip(after["vcpu-steps"], before["vcpu-steps"], strict=True):
+        assert steps > then > 0, (after, before)
+    assert after["steps"] == sum(after["vcpu-steps"])
     return source.migration()
 
 

@@ -65,6 +65,9 @@ class Verifiable(Protocol):
     def verify(self) -> tuple[int, bool, int | None]:
         """Steps, whether all of RAM is what they make of it, and else the first difference."""
 
+    def vcpu_steps(self) -> list[int]:
+        """The steps of each vCPU."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -160,7 +163,7 @@ def _verify(call: Call) -> dict[str, Any]:
     if call.guest is None:
         raise CommandError("there is no model guest to verify: start with --guest")
     steps, equal, difference = call.guest.verify()
-    return {"steps": steps, "equal": equal, "first-difference": difference}
+    return {"steps": steps, "vcpu-steps": call.guest.vcpu_steps(), "equal": equal, "first-difference": difference}
 
 
 def _prefault(call: Call) -> None:
