@@ -142,7 +142,7 @@ impl Listener {
                 }
             }
         }
-        sockets.turn_away(uri, waiting.unknown.len())?;
+        sockets.turn_away(uri, waiting.unknown.iter().map(|one| &one.fd))?;
         Ok(wanted)
     }
 }

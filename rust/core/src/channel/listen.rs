@@ -4,16 +4,16 @@
 //! an end of file instead of waiting for ever in the kernel's queue.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::io::Errno;
-use rustix::net::SocketFlags;
+use rustix::net::{RecvFlags, SocketFlags};
 use serde_json::Value;
 
 use super::{Address, Cancel, Channel, Direction, Opened, Uri, cancelled, reason, tcp, unix};
 use crate::repeats::Repeats;
+use crate::wire::consts::MULTIFD_MAGIC;
 use crate::{ErrorKind, Result};
 
 /// Connections that wait to be accepted: a source with all its channels opens them at once.
@@ -38,9 +38,26 @@ pub(super) struct Sockets {
     fds: Arc<Vec<OwnedFd>>,
     addresses: Vec<Value>,
     surplus: Mutex<Option<Surplus>>,
-    turned_away: Arc<AtomicUsize>,
+    turned_away: Arc<Mutex<TurnedAway>>,
     /// Last: the name goes when nobody accepts any more.
     _file: Option<unix::SocketFile>,
+}
+
+/// How many connections were turned away.
+#[derive(Debug, Default)]
+struct TurnedAway {
+    all: usize,
+    /// Those that had said to be multifd channels.
+    channels: usize,
+}
+
+impl TurnedAway {
+    fn count(&mut self, connection: &OwnedFd) {
+        let mut first = [0; 4];
+        let said = rustix::net::recv(connection, &mut first[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        self.all += 1;
+        self.channels += usize::from(said.is_ok() && u32::from_be_bytes(first) == MULTIFD_MAGIC);
+    }
 }
 
 /// The thread that turns further connections away.
@@ -95,7 +112,17 @@ impl Listener {
 
     /// How many connections were turned away so far.
     pub fn turned_away(&self) -> usize {
-        self.sockets().map_or(0, |sockets| sockets.turned_away.load(Ordering::Relaxed))
+        self.sockets().map_or(0, |sockets| lock(&sockets.turned_away).all)
+    }
+
+    /// How many of these had said to be multifd channels; those that wait right now are turned away, too.
+    pub fn surplus_channels(&self) -> usize {
+        let Some(sockets) = self.sockets() else { return 0 };
+        let mut away = lock(&sockets.turned_away);
+        for fd in sockets.fds() {
+            (0..BACKLOG).map_while(|_| accept_now(fd).ok().flatten()).for_each(|extra| away.count(&extra));
+        }
+        away.channels
     }
 
     /// The bound addresses as `query-migrate`'s `socket-address`; empty for what is no listening socket.
@@ -165,28 +192,36 @@ impl Sockets {
     }
 
     /// Turns these connections away, and from here on any further one.
-    pub(super) fn turn_away(&self, uri: &Uri, these: usize) -> Result<()> {
-        self.turned_away.fetch_add(these, Ordering::Relaxed);
+    pub(super) fn turn_away<'a>(&self, uri: &Uri, these: impl Iterator<Item = &'a OwnedFd>) -> Result<()> {
+        these.for_each(|connection| lock(&self.turned_away).count(connection));
         *self.surplus() = Some(Surplus::start(uri, &self.fds, &self.turned_away)?);
         Ok(())
     }
 
     fn surplus(&self) -> MutexGuard<'_, Option<Surplus>> {
-        self.surplus.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.surplus)
     }
 }
 
 impl Surplus {
-    fn start(uri: &Uri, fds: &Arc<Vec<OwnedFd>>, count: &Arc<AtomicUsize>) -> Result<Self> {
-        let (stop, count) = (Cancel::new()?, Arc::clone(count));
+    fn start(uri: &Uri, fds: &Arc<Vec<OwnedFd>>, away: &Arc<Mutex<TurnedAway>>) -> Result<Self> {
+        let (stop, away) = (Cancel::new()?, Arc::clone(away));
         let (name, fds, until) = (uri.clone(), Arc::clone(fds), stop.clone());
         let thread = std::thread::Builder::new()
             .name("qmig-surplus".into())
             .spawn(move || {
                 let repeats = Repeats::default();
                 // An error here (no descriptor left) must not spin: the queue then simply stays as it is.
-                while let Ok(Some(extra)) = accept(&fds, &until) {
-                    count.fetch_add(1, Ordering::Relaxed);
+                while let Ok(Some(index)) = until.poll_any(&fds) {
+                    // Whoever counts does not miss one that has just been accepted.
+                    let mut away = lock(&away);
+                    let extra = match accept_now(&fds[index]) {
+                        Ok(Some(extra)) => extra,
+                        Ok(None) => continue,
+                        Err(_) => break,
+                    };
+                    away.count(&extra);
+                    drop(away);
                     if let Some(times) = repeats.again() {
                         tracing::warn!("{name}: a further connection was closed; this migration has its channel{times}");
                     }
@@ -213,6 +248,10 @@ pub(super) fn open(uri: &Uri, fd: OwnedFd, cancel: &Cancel) -> Result<Channel> {
         tcp::tune(&fd);
     }
     Opened::socket(fd).channel(uri, cancel, Direction::Incoming)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The next connection; none once the switch is set.

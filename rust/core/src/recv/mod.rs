@@ -86,6 +86,18 @@ struct Link {
     listening: Option<Arc<Listening>>,
 }
 
+impl Link {
+    /// RAM has ended: pages that a source gave to a channel which was never let in are missing, whether or not it has noticed.
+    fn check_beside(&self) -> Result<()> {
+        let surplus = self.listener.as_ref().filter(|_| self.beside.is_some()).map_or(0, |listener| listener.surplus_channels());
+        if surplus == 0 {
+            return Ok(());
+        }
+        let text = format!("{surplus} more channels were turned away, and their pages lost: give both sides the same multifd-channels");
+        Err(Error::new(ErrorKind::LimitExceeded, text).within("multifd"))
+    }
+}
+
 /// What a command leads to.
 enum Step {
     Done,
@@ -155,6 +167,9 @@ impl Incoming {
                     let mut link = self.link();
                     link.precopy_ends |= header.kind == SectionKind::End;
                     loader.settle(link.precopy_ends)?;
+                    if link.precopy_ends {
+                        link.check_beside()?;
+                    }
                 }
                 Event::End { offset } => {
                     loader.check_complete().map_err(|e| e.at(offset))?;

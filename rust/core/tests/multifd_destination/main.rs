@@ -206,7 +206,7 @@ fn strangers_are_turned_away() {
     for stranger in [silent, short, other] {
         assert_eq!(everything(stranger), b"");
     }
-    assert_eq!(everything(destination.send(&hello(1))), b"", "a surplus channel");
+    assert_eq!(everything(destination.connect()), b"", "one too many, which is no channel");
     main.shutdown(Shutdown::Write).unwrap();
     destination.outcome().unwrap();
     drop(channel);
@@ -243,6 +243,19 @@ fn a_source_with_more_channels_hears_why_it_was_left() {
     let error = destination.refusal();
     assert!([ErrorKind::Truncated, ErrorKind::Closed].contains(&error.kind), "{error}");
     assert!(error.message.contains("; 1 more channels were turned away: give both sides the same multifd-channels"), "{error}");
+}
+
+#[test]
+fn pages_of_a_channel_too_many_are_missed() {
+    let destination = Destination::new(1, Method::None);
+    // All of it is under way, also what goes to the channel that is not let in, before the source can notice.
+    let mut main = head(false);
+    end(&mut main, false);
+    let main = destination.send(main.as_slice());
+    let bytes = |number: u8| Script::new(number, Method::None).sync(false).pages(&[5 + u64::from(number)], 1, &[], true).bytes;
+    let _channels = [0, 1].map(|number| destination.send(&bytes(number)));
+    let error = destination.start().tells(main);
+    assert!(error.path == "multifd" && error.message.contains("give both sides the same multifd-channels"), "{error}");
 }
 
 #[test]
