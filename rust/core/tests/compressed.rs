@@ -122,6 +122,19 @@ fn filled(name: &str, pages: usize) -> Arc<Block> {
 }
 
 #[test]
+fn a_format_without_compressed_pages_is_refused_before_anything_is_opened() {
+    let control = Arc::new(Control::new(None));
+    control.set_capabilities(["compress".to_owned()]);
+    control.begin_outgoing().unwrap();
+    let block = Block::anon("ram", PAGE as u64).unwrap();
+    let options = Options { format: Format::V10_0, section_id: 2, footers: true, switchover_start: true, dirty: DirtyMode::Explicit };
+    let mut outgoing = Outgoing::new(control, vec![block], options).unwrap();
+    let error = outgoing.connect(&Uri::parse("unix:/nowhere/at/all").unwrap(), None).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    assert!(error.message.contains("switch `compress` off"), "{error}");
+}
+
+#[test]
 fn pages_travel_compressed_where_that_saves_something() {
     let blocks = [filled("ram", 400), filled("rom", 80)];
     for threads in [1, 3] {

@@ -200,6 +200,7 @@ impl Outgoing {
         self.plan = self.plan(uri)?;
         let multifd = multifd::Plan::wanted(&self.control, self.options.format, uri)?;
         self.control.check_transport(uri)?;
+        ways::check_format(&self.control, self.options.format)?;
         if multifd.is_some() && self.plan.is_some() {
             return Err(Error::new(ErrorKind::InvalidArgument, "postcopy-ram does not go with multifd: switch one off"));
         }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::compress::Compress;
 use super::delta::Deltas;
 use super::mapped_ram::{self, MappedRam};
+use super::outgoing::Format;
 use super::stream::Stream;
 use super::zero_scout::PIECE;
 use crate::control::{Control, Session, ZeroPageDetection};
@@ -170,6 +171,15 @@ pub fn wanted(control: &Arc<Control>, session: &Arc<Session>, blocks: &[Arc<Bloc
         ways.push(Box::new(Unlooked));
     }
     Ok(ways)
+}
+
+/// What the format cannot say is refused before anything is sent. Only QEMU 2.4 to 9.0 know single compressed pages.
+pub fn check_format(control: &Control, format: Format) -> Result<()> {
+    if format == Format::V10_0 && control.capability("compress") {
+        let text = "a destination of 10.0 knows no compressed pages; switch `compress` off, or use `multifd` with multifd-compression";
+        return Err(Error::new(ErrorKind::Unsupported, text));
+    }
+    Ok(())
 }
 
 /// Pages travel whole, whatever is in them; only what nobody ever touched is known to be zero.

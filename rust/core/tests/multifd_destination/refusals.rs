@@ -1,6 +1,6 @@
 //! What channels may not say or do: one clear error each, with the channel and the packet, and the source hears that it failed.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
 
@@ -140,6 +140,25 @@ fn a_channel_that_breaks_ends_the_load() {
         rustix::net::sockopt::set_socket_linger(&channel, Some(std::time::Duration::ZERO)).unwrap();
     });
     assert_eq!((error.kind, error.path.as_str()), (ErrorKind::Closed, "multifd/channel 0/packet 1/ram"), "{error}");
+}
+
+#[test]
+fn a_broken_channel_stays_open_until_the_source_can_have_heard_why() {
+    let destination = Destination::new(1, Method::None);
+    let main = destination.send(head(false).as_slice());
+    let script = Script::new(0, Method::None).sync(false).raw(b"garbage").raw(&[0; 4096]);
+    let mut channel = destination.send(&script.bytes);
+    destination.incoming.accept().unwrap();
+    let error = loop {
+        if let Err(error) = destination.incoming.next() {
+            break error;
+        }
+    };
+    assert_eq!(error.kind, ErrorKind::BadMagic, "{error}");
+    channel.set_nonblocking(true).unwrap();
+    assert_eq!(channel.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    destination.incoming.close();
+    drop(main);
 }
 
 #[test]

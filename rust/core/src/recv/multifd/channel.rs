@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Shared, path};
-use crate::channel::{ReadHalf, Registration};
+use crate::channel::ReadHalf;
 use crate::page::{Inflate, Unzstd};
 use crate::ram::PageTarget;
 use crate::sys::guest::settle;
@@ -25,7 +25,6 @@ pub struct Receiver {
     /// Compressed bytes of a packet, and what comes out of them.
     data: Vec<u8>,
     out: Vec<u8>,
-    _with_cut: Registration,
 }
 
 /// The endless stream of a channel, begun by its first packet with data.
@@ -75,15 +74,16 @@ impl ByteSource for Heard {
 
 impl Receiver {
     /// For channel `index`, which nothing was read from yet.
-    pub fn new(shared: Arc<Shared>, index: usize, reader: ReadHalf) -> Self {
-        let with_cut = shared.cut.register(Box::new(reader.cutter()));
+    pub fn new(shared: Arc<Shared>, index: usize, mut reader: ReadHalf) -> Self {
+        reader.set_alarm(&shared.cut);
         let source = Heard { reader, shared: Arc::clone(&shared), index };
         let input = Input::with_capacity(source, 0);
-        Self { shared, index, input, codec: Codec::None, data: Vec::new(), out: Vec::new(), _with_cut: with_cut }
+        Self { shared, index, input, codec: Codec::None, data: Vec::new(), out: Vec::new() }
     }
 
-    /// Until the channel or RAM ends.
-    pub fn run(mut self) {
+    /// Until the channel or RAM ends. It comes back with its socket: to close that over unread bytes resets the connection, and a source that
+    /// sees this looks no further, also not for what it is told on the main channel.
+    pub fn run(mut self) -> Self {
         let _alive = Alive { shared: Arc::clone(&self.shared), index: self.index };
         let mut packets = 0;
         let outcome = Hello::read(&mut self.input).map(|_| ()).and_then(|()| {
@@ -94,6 +94,7 @@ impl Receiver {
         });
         let outcome = outcome.map_err(|error| error.within(&format!("packet {packets}")).within(&path(self.index)));
         self.shared.over(self.index, outcome);
+        self
     }
 
     /// One packet; false at the end.

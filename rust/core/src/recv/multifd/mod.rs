@@ -48,7 +48,7 @@ pub struct Terms {
 #[derive(Debug)]
 pub struct FanIn {
     shared: Arc<Shared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<Receiver>>>,
     _with_link: Registration,
 }
 
@@ -225,7 +225,7 @@ impl FanIn {
         }
     }
 
-    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<Receiver>>> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
