@@ -232,3 +232,20 @@ def test_the_end_of_its_program(host):
     host.tell("end")
     assert host.process.wait(60) == 1
     assert host.process.stdout.read() == "", "nothing was received into a page of zeros"
+
+
+def test_its_end_with_a_command_that_waits(host, tmp_path):
+    """The worker of QMP is not waited for when the page that it waits for will never come."""
+    answers = []
+
+    def save():
+        with QmpClient(host.address, deadline=60) as client, pytest.raises(ConnectionError):
+            answers.append(client.execute("pmemsave", val=0, size=SIZE, filename=str(tmp_path / "dump")))
+
+    saving = threading.Thread(target=save)
+    saving.start()
+    wait_until(lambda: host.ask("query-migrate")["x-commands-waited"] == 1, what="the command that waits")
+    host.tell("end")
+    assert host.process.wait(60) == 1
+    saving.join(60)
+    assert answers == []

@@ -54,8 +54,16 @@ class QmpServer:
             self._worker.start()
 
     def close(self) -> None:
-        """Close listeners and clients and end the worker. Idempotent, from any thread."""
+        """Close listeners and clients and end the worker. Idempotent, from any thread.
+
+        A worker that waits for a page of a machine that was given up is left behind: the page never comes.
+        """
         self._over.set()
         self.monitor.close()
         if self._worker is not None and self._worker is not threading.current_thread():
-            self._worker.join()
+            while self._worker.is_alive() and not self._machine.stuck:
+                self._worker.join(_POLL)
+
+
+_POLL = 0.05
+"""Seconds between looks whether the worker can end at all."""
