@@ -10,7 +10,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import Event
+from threading import Event, Thread
+from threading import enumerate as threads
 from uuid import uuid4
 
 import pytest
@@ -480,3 +481,37 @@ def test_a_channel_without_a_way_back(tmp_path, uri):
             source.vm.migrate(uri.format(tmp_path))
         assert caught.value.kind == "bad-uri"
         assert source.vm.run_state == "running"
+
+
+def test_a_machine_that_is_given_up_while_its_guest_cannot_stop():
+    """It says so at once, in one thread of its own, and nobody waits for its lock."""
+    go_on = Event()
+    with ready() as (source, destination):
+        destination.emulator.start = lambda: None  # what waits here is a thread that needs nothing of Python
+        destination.emulator.stop = lambda: go_on.wait(60)
+        target, arrival = destination.listen()
+        source.vm.set_parameters(max_postcopy_bandwidth=TRICKLE)
+        migration = switch(source, target)
+        wait_until(lambda: destination.vm.run_state == "running", what="the machine at the destination")
+        migration.pause()
+        wait_until(lambda: arrival.status == "postcopy-paused", what="the pause there")
+        guest = Thread(target=destination.ram.prefault, args=(SIZE - PAGE, PAGE))
+        guest.start()
+        try:
+            wait_until(lambda: arrival.waiting == 1, what="a page that does not come")
+            destination.vm.close()
+            assert destination.vm.run_state == "internal-error"
+            for call in (destination.vm.stop, destination.vm.start, destination.vm.reset):
+                with pytest.raises(MigrationError, match="given up") as caught:
+                    call()
+                assert caught.value.kind == "invalid-state"
+            destination.vm.close()
+            assert [thread.name for thread in threads()].count("stop") == 1
+            assert guest.is_alive()
+        finally:
+            go_on.set()
+            arrival._source.let_go()
+            guest.join(60)
+        wait_until(lambda: "stop" not in {thread.name for thread in threads()}, what="the end of the stop")
+        destination.vm.stop()
+        assert destination.vm.run_state == "internal-error"

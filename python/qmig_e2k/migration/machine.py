@@ -20,6 +20,7 @@ from qmig_e2k.corelog import forward
 from qmig_e2k.errors import MigrationError, migration_error
 from qmig_e2k.migration.blockers import POSTCOPY, RUNNING, Blockers
 from qmig_e2k.migration.lifetime import end_with_program
+from qmig_e2k.migration.lock import MachineLock
 from qmig_e2k.migration.settings import Settings
 from qmig_e2k.savevm import Configuration, GlobalState, Registry, VirtualClock
 
@@ -114,7 +115,7 @@ class Machine:
         self.clock = VirtualClock()
         self.global_state = GlobalState(self.settings.profile)
         self.control = Control(label)
-        self.lock = threading.RLock()
+        self.lock = MachineLock()
         self.settings_lock = threading.RLock()
         self.dirty_log: Literal["auto", "explicit"] = "auto"
         self.autostart = True
@@ -125,6 +126,7 @@ class Machine:
         self._emulator: Emulator = emulator or _NoEmulator()
         self._storage_active = True
         self._cautioned = False
+        self._stopping: threading.Thread | None = None
         self.switchover_released = threading.Event()
         self.arrival: Arrival | None = None
         self.departure: Migration | None = None
@@ -244,8 +246,10 @@ class Machine:
             if not self.running:
                 return False
             self._halt()
-            self.control.set_run_state(state)
-            self.control.emit("STOP")
+            with self.settings_lock:
+                self.lock.check()
+                self.control.set_run_state(state)
+                self.control.emit("STOP")
             return True
 
     def _halt(self) -> None:
@@ -415,30 +419,43 @@ class Machine:
         if self.control.outgoing_status == "postcopy-paused":
             self.control.fail_outgoing("the machine was closed while the destination still needed its memory")
         if self.arrival is not None:
-            if self.control.incoming_status in POSTCOPY and self.running:
-                self._halting().join(_STOP_PATIENCE)
+            if self.control.incoming_status in POSTCOPY and (stopping := self._halting()) is not None:
+                stopping.join(_STOP_PATIENCE)
             self.arrival.abandon()
 
     def give_up(self) -> None:
         """Stop a guest that can never run again, for lack of memory; one that waits for a page is only told so."""
         stopping = self._halting()
-        while stopping.is_alive() and not (self.arrival and self.arrival.waiting):
+        while stopping is not None and stopping.is_alive() and not (self.arrival and self.arrival.waiting):
             stopping.join(_CLOSE_POLL)
+        if not self.clock.running and self.arrival is not None:
+            self.arrival.let_go()
 
-    def _halting(self) -> threading.Thread:
-        # no reason for the interpreter to wait, if the guest never gets its page
-        stopping = threading.Thread(target=self._halt_incomplete, name="stop", daemon=True)
-        stopping.start()
-        return stopping
+    def _halting(self) -> threading.Thread | None:
+        """The one thread that stops the emulator for good; none if nothing ran. The run state says so at once."""
+        with self.settings_lock:
+            if self.running:
+                self.lock.given_up = True
+                self.control.set_run_state("internal-error")
+                self.control.emit("STOP")
+                # no reason for the interpreter to wait, if the guest never gets its page
+                self._stopping = threading.Thread(target=self._halt_incomplete, name="stop", daemon=True)
+                self._stopping.start()
+            return self._stopping
 
     def _halt_incomplete(self) -> None:
+        self.lock.acquire()
         try:
-            self.stop("internal-error")
+            if self.clock.running:  # else somebody who stopped it was under way already
+                self._halt()
+            self.lock.given_up = False
         except MigrationError:
             log.exception("a guest with incomplete memory could not be stopped")
         else:
             if self.arrival is not None:
                 self.arrival.let_go()
+        finally:
+            self.lock.release()
 
     @property
     def stuck(self) -> int:

@@ -17,6 +17,7 @@ from qmig_e2k.errors import as_migration_error, migration_error
 from qmig_e2k.migration.blockers import POSTCOPY, RUNNING
 from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
 from qmig_e2k.migration.handle import Migration
+from qmig_e2k.migration.lock import MachineLock
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.stream import Saving
 
@@ -234,7 +235,7 @@ class _Source:
 
 
 @contextmanager
-def _released(lock: threading.RLock) -> Iterator[None]:
+def _released(lock: MachineLock) -> Iterator[None]:
     """Gives a lock that is held once to others meanwhile."""
     lock.release()
     try:
