@@ -65,7 +65,7 @@ fn configuration() {
     });
     expect(&twice, BadConfiguration, HEAD + 40, "configuration/uuid");
     expect(&configured(|out| out.configuration_page_bits(13)), BadConfiguration, HEAD + 36, "configuration/target-page-bits");
-    expect(&configured(|out| out.configuration_capabilities(&[b"mapped-ram"])), Unsupported, HEAD + 36, "configuration/capabilities");
+    expect(&configured(|out| out.configuration_capabilities(&[b"mapped-ram"])), BadConfiguration, HEAD + 36, "configuration/capabilities");
     expect(&configured(|out| out.configuration_capabilities(&[b"x-ignore-shared"])), Unsupported, HEAD + 36, "configuration/capabilities");
     expect(&configured(|out| out.configuration_capabilities(&[b"x-magic"])), BadConfiguration, HEAD + 36, "configuration/capabilities");
     expect(&configured(|out| out.subsection(b"configuration/colour", 1)), BadConfiguration, HEAD, "configuration/colour");
