@@ -9,7 +9,7 @@ use crate::page::{Inflate, Unzstd};
 use crate::ram::PageTarget;
 use crate::sys::guest::settle;
 use crate::sys::io::IoVecMut;
-use crate::wire::consts::PAGE_BYTES;
+use crate::wire::consts::{MULTIFD_PAGES, PAGE_BYTES};
 use crate::wire::multifd::{HEADER_BYTES, Hello, Method, Packet, Pages};
 use crate::wire::{ByteSource, Input};
 use crate::{Error, ErrorKind, Result};
@@ -158,9 +158,10 @@ impl Receiver {
             return Ok(());
         }
         self.input.pass(whole - ahead, HEADER_BYTES, |source, done, header| {
-            let mut places = places(offsets, ahead + done, target)?;
-            places.push(IoVecMut::from_slice(header));
-            source.read_iov(&mut places)
+            let mut vectors: [_; MULTIFD_PAGES as usize + 1] = std::array::from_fn(|_| IoVecMut::from_slice(&mut []));
+            let count = places(offsets, ahead + done, target, &mut vectors)?;
+            vectors[count] = IoVecMut::from_slice(header);
+            source.read_iov(&mut vectors[..=count])
         })
     }
 
@@ -197,18 +198,18 @@ impl Drop for Alive {
     }
 }
 
-/// The places of pages at `offsets`, without their first `done` bytes; neighbours are one.
-fn places<'a>(offsets: &[u64], done: usize, target: &'a PageTarget) -> Result<Vec<IoVecMut<'a>>> {
-    let (mut rest, mut skip) = (&offsets[done / PAGE_BYTES..], done % PAGE_BYTES);
-    let mut places = Vec::with_capacity(rest.len() + 1);
+/// The places of pages at `offsets`, without their first `done` bytes; neighbours are one. How many there are.
+fn places<'a>(offsets: &[u64], done: usize, target: &'a PageTarget, into: &mut [IoVecMut<'a>]) -> Result<usize> {
+    let (mut rest, mut skip, mut count) = (&offsets[done / PAGE_BYTES..], done % PAGE_BYTES, 0);
     while let Some(first) = rest.first() {
         let run = rest.iter().zip((*first..).step_by(PAGE_BYTES)).take_while(|(offset, next)| **offset == *next).count();
         let mut place = IoVecMut::from_guest(target.place(*first, run * PAGE_BYTES)?);
         place.advance(std::mem::take(&mut skip));
-        places.push(place);
+        into[count] = place;
+        count += 1;
         rest = &rest[run..];
     }
-    Ok(places)
+    Ok(count)
 }
 
 #[cfg(test)]
