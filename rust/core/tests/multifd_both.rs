@@ -239,3 +239,27 @@ fn what_is_written_behind_the_last_pages_arrives_too() {
         }
     }
 }
+
+#[test]
+fn the_source_hears_that_its_channels_were_refused_and_not_only_that_they_are_closed() {
+    let (here, there) = (control(Compression::None), control(Compression::Zlib(1)));
+    let session = here.begin_outgoing().unwrap();
+    there.begin_incoming().unwrap();
+    let (from, to) = (Block::anon("ram", 16 << 20).unwrap(), Block::anon("ram", 16 << 20).unwrap());
+    for page in 0..(16 << 20) / PAGE as u64 {
+        from.write(page * PAGE as u64, &[1; 8]).unwrap();
+    }
+    let incoming = Incoming::new(there, vec![to], DecoderOptions::default()).unwrap();
+    let (path, uri) = socket("refused");
+    incoming.listen(&uri, None).unwrap();
+    let (moved, ran) = thread::scope(|scope| {
+        let loads = scope.spawn(|| destination(&incoming));
+        let moved = source(&here, Format::V7_2, &from, &uri);
+        (moved, loads.join().unwrap())
+    });
+    let _ = std::fs::remove_file(path);
+    assert!(ran.unwrap_err().message.contains("multifd-compression none there"));
+    let error = moved.unwrap_err();
+    assert!(error.message.contains("the destination refused the migration (status 1)"), "{error}");
+    assert!(session.owned());
+}

@@ -251,7 +251,8 @@ impl Outgoing {
         let Some(stream) = &self.stream else { return Err(not_set_up()) };
         let mut ways = ways::wanted(&self.control, &self.session, &self.blocks, stream)?;
         if let Some((plan, channels)) = self.multifd.take() {
-            ways.insert(0, Box::new(Multifd::start(plan, channels, &self.blocks, &self.session)?));
+            let ear = self.back.as_ref().map(ReturnPath::ear);
+            ways.insert(0, Box::new(Multifd::start(plan, channels, &self.blocks, &self.session, ear.as_ref())?));
         }
         let mut saver = RamSaver::new(&self.blocks, self.options.dirty, ways)?;
         saver.start()?;

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::discard;
 use super::urgent::Urgent;
@@ -82,6 +82,11 @@ impl ReturnPath {
         let _ = self.shared.urgent.set(Arc::clone(urgent));
     }
 
+    /// For threads whose channels the destination may close, too.
+    pub fn ear(&self) -> Ear {
+        Ear(Arc::clone(&self.shared))
+    }
+
     /// From here on the destination may tell what it has received.
     pub fn expect_bitmaps(&self) {
         self.shared.note(|heard| heard.received = Some(vec![None; self.shared.blocks.len()]));
@@ -149,6 +154,26 @@ impl ReturnPath {
             // The thread only stores what it heard; a panic in it has been reported already and left nothing to clean.
             let _ = thread.join();
         }
+    }
+}
+
+/// Hears, in another thread, whether the destination has given up.
+#[derive(Debug, Clone)]
+pub struct Ear(Arc<Shared>);
+
+impl Ear {
+    /// That it has, if it says so within `patience`.
+    pub fn refusal(&self, patience: Duration) -> Option<Error> {
+        let deadline = Instant::now() + patience;
+        let mut heard = self.0.lock();
+        while heard.shut.is_none() && heard.ended.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            heard = self.0.changed.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        heard.shut.and_then(|_| failure(&heard))
     }
 }
 

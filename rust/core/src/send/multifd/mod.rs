@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use self::deal::{Deal, Packet};
 use self::sender::{Code, Sender};
 use super::outgoing::Format;
+use super::return_path::Ear;
 use super::stream::Stream;
 use super::ways::{MainRecords, Page, Way};
 use crate::channel::{self, Address, Cancel, Uri, WriteHalf};
@@ -89,7 +90,9 @@ impl Plan {
         };
         let named = |channel| {
             open(channel).map_err(|mut error: Error| {
-                error.message += "; does the destination have `multifd` on, and the same `multifd-channels`?";
+                if error.kind != ErrorKind::Cancelled {
+                    error.message += "; does the destination have `multifd` on, and the same `multifd-channels`?";
+                }
                 error.within(&format!("channel {channel}")).within("multifd")
             })
         };
@@ -116,7 +119,7 @@ pub struct Multifd {
 
 impl Multifd {
     /// Start a sender for each channel.
-    pub fn start(plan: Plan, writers: Vec<WriteHalf>, blocks: &[Arc<Block>], session: &Arc<Session>) -> Result<Self> {
+    pub fn start(plan: Plan, writers: Vec<WriteHalf>, blocks: &[Arc<Block>], session: &Arc<Session>, ear: Option<&Ear>) -> Result<Self> {
         let deal = Arc::new(Deal::new(writers.len()));
         let cost = PAGE_SIZE + (HEADER_BYTES as u64).div_ceil(u64::from(MULTIFD_PAGES));
         let mut made = Self { plan, deal, senders: Vec::new(), filling: None, owes_flush: false, stopped: false, cost, debt: 0 };
@@ -127,6 +130,7 @@ impl Multifd {
                 blocks: blocks.to_vec(),
                 deal: Arc::clone(&made.deal),
                 session: Arc::clone(session),
+                ear: ear.cloned(),
                 code: Code::new(plan.compression)?,
                 looks: plan.looks && plan.in_packets,
                 sync_room: if plan.per_section { MULTIFD_PAGES } else { 0 },

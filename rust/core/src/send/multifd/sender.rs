@@ -3,6 +3,7 @@
 //! Pages that are not compressed go to the socket from where the guest has them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::deal::{Deal, Job, Packet, Tally};
 use crate::channel::WriteHalf;
@@ -10,6 +11,7 @@ use crate::control::{Compression, Session};
 use crate::page::{Deflate, Zstd};
 use crate::ram::Block;
 use crate::send::records::is_zero;
+use crate::send::return_path::Ear;
 use crate::sys::io::IoVec;
 use crate::wire::consts::{MULTIFD_PAGES, PAGE_BYTES};
 use crate::wire::limits::MULTIFD_DATA_MAX;
@@ -18,6 +20,9 @@ use crate::{Error, ErrorKind, Result};
 
 /// Pages that are copied out of the guest at a time, to be compressed from the cache.
 const PIECE: usize = 16;
+
+/// How long what the destination says may take longer than the end of a channel.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// How pages become the bytes of a packet.
 #[derive(Debug)]
@@ -95,6 +100,8 @@ pub struct Sender {
     pub deal: Arc<Deal>,
     /// The migration that ends if the channel dies.
     pub session: Arc<Session>,
+    /// What the destination says meanwhile.
+    pub ear: Option<Ear>,
     /// How pages are coded.
     pub code: Code,
     /// Pages are looked at: those that are zero have no bytes.
@@ -118,12 +125,18 @@ impl Sender {
                 let error = error.within(&format!("channel {}", self.channel)).within("multifd");
                 if error.kind != ErrorKind::Cancelled {
                     // Before the migration thread hears of it: what ended the migration is this.
-                    self.session.fail(error.clone());
+                    self.session.fail(self.refusal(&error).unwrap_or_else(|| error.clone()));
                 }
                 self.deal.fail(error);
                 return;
             }
         }
+    }
+
+    /// A channel that is closed says less than whoever has closed it.
+    fn refusal(&self, error: &Error) -> Option<Error> {
+        let closed = matches!(error.kind, ErrorKind::Io | ErrorKind::Closed);
+        self.ear.as_ref().filter(|_| closed)?.refusal(LAST_WORD)
     }
 
     fn pages(&mut self, packet: &mut Packet, header: &mut [u8; HEADER_BYTES]) -> Result<Tally> {
