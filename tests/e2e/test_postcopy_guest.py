@@ -55,7 +55,7 @@ def check(source, destination):
         side.wait_migration("completed", seconds=60)
     assert source.run_state() == "postmigrate"
     destination.command("stop")
-    before, after = source.command("x-verify"), destination.command("x-verify")
+    before, after = (side.command("x-verify", vcpus=True) for side in (source, destination))
     assert after["equal"], after
     for steps, then in zip(after["vcpu-steps"], before["vcpu-steps"], strict=True):
         assert steps > then > 0, (after, before)

@@ -163,7 +163,10 @@ def _verify(call: Call) -> dict[str, Any]:
     if call.guest is None:
         raise CommandError("there is no model guest to verify: start with --guest")
     steps, equal, difference = call.guest.verify()
-    return {"steps": steps, "vcpu-steps": call.guest.vcpu_steps(), "equal": equal, "first-difference": difference}
+    answer = {"steps": steps, "equal": equal, "first-difference": difference}
+    if call.arguments.get("vcpus"):
+        answer["vcpu-steps"] = call.guest.vcpu_steps()
+    return answer
 
 
 def _prefault(call: Call) -> None:
@@ -237,7 +240,7 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         **dict.fromkeys(
             ("set-vcpu-dirty-limit", "cancel-vcpu-dirty-limit", "query-vcpu-dirty-limit"), _refusal(NO_DIRTY_RING)
         ),
-        "x-verify": Entry(_verify),
+        "x-verify": Entry(_verify, Struct({}, {"vcpus": BOOL})),
         "x-add-blocker": Entry(lambda call: {"id": call.machine.add_blocker(call["reason"])}, Struct({"reason": STR})),
         "x-del-blocker": Entry(lambda call: call.machine.del_blocker(call["id"]), Struct({"id": Int()})),
         "x-block-prefault": Entry(_prefault, Struct({"block": STR, "offset": SIZE, "length": SIZE})),
