@@ -20,7 +20,8 @@ LAST = SIZE - PAGE
 """The background comes there last, and the connection is cut long before."""
 
 HOST = textwrap.dedent("""
-    import hashlib, socket, sys, threading
+    import hashlib, os, socket, sys, threading
+    from concurrent.futures import ThreadPoolExecutor
     from qmig_e2k import Vm
 
     def say(*words):
@@ -46,6 +47,15 @@ HOST = textwrap.dedent("""
                     with near, far:
                         say("received", near.recv_into(view))
                 threading.Thread(target=receive).start()
+            elif command == "pool":  # the same by a thread of an executor
+                near, far = socket.socketpair()
+                far.sendall(b"x" * (at[1] - at[0]))
+                pool = ThreadPoolExecutor()
+                pool.submit(near.recv_into, memoryview(memory)[at[0] : at[1]])
+            elif command == "mute":
+                near, far = os.pipe()
+                os.close(near)
+                os.dup2(far, 2)
             elif command == "prefault":  # detached: the lock is free meanwhile
                 threading.Thread(target=lambda: say("prefaulted", ram.prefault(at[0], at[1] - at[0]))).start()
             elif command == "waiting":
@@ -220,9 +230,12 @@ def test_its_end(host):
     assert host.process.wait(20) != 0
 
 
-def test_the_end_of_its_program(host):
+@pytest.mark.parametrize("how", ["receive", "pool", "mute"])
+def test_the_end_of_its_program(host, how):
     """Who waits in the kernel finds no zeros when the machine is closed, and ends with the program."""
-    host.tell("receive", LAST, SIZE)
+    if how == "mute":
+        host.tell("mute")
+    host.tell("pool" if how == "pool" else "receive", LAST, SIZE)
 
     def waits():
         host.tell("waiting")

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import Protocol
 
 __all__ = ["close_with_program", "end_with_program"]
@@ -35,6 +36,9 @@ class Closing(Closable, Protocol):
 
 GRACE_S = 5.0
 """What a finished program with stuck threads leaves to its other ones."""
+
+_POLL_S = 1.0
+"""Between looks whether the program ends."""
 
 _open: "weakref.WeakSet[Closing]" = weakref.WeakSet()
 _stuck: list[Closing] = []
@@ -66,7 +70,10 @@ def _begin() -> None:
 
 
 def _watch() -> None:
-    threading.main_thread().join()
+    main = threading.main_thread()
+    # an executor's threads are waited for before the main thread counts as ended
+    while main.is_alive() and not (_stuck and getattr(threading, "_SHUTTING_DOWN", False)):
+        main.join(_POLL_S)
     for thing in _things():
         thing.close()
     # the interpreter waits for every thread that is no daemon, and then comes to `_end_if_stuck`
@@ -81,9 +88,11 @@ def _end_if_stuck() -> None:
     pages = sum(thing.stuck for thing in _things())
     if pages:
         message = f"threads wait for {pages} pages of a machine that was given up: the process ends without them"
-        sys.stderr.write(message + "\n")
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            with suppress(Exception):  # closed, or none
+                stream.flush()
+        with suppress(OSError):
+            os.write(2, f"{message}\n".encode())
         os._exit(1)
 
 
