@@ -163,7 +163,7 @@ def _verify(call: Call) -> dict[str, Any]:
     if call.guest is None:
         raise CommandError("there is no model guest to verify: start with --guest")
     steps, equal, difference = call.guest.verify()
-    answer = {"steps": steps, "equal": equal, "first-difference": difference}
+    answer: dict[str, Any] = {"steps": steps, "equal": equal, "first-difference": difference}
     if call.arguments.get("vcpus"):
         answer["vcpu-steps"] = call.guest.vcpu_steps()
     return answer
