@@ -20,7 +20,7 @@ LAST = SIZE - PAGE
 """The background comes there last, and the connection is cut long before."""
 
 HOST = textwrap.dedent("""
-    import hashlib, os, socket, sys, threading
+    import atexit, hashlib, os, socket, sys, threading
     from concurrent.futures import ThreadPoolExecutor
     from qmig_e2k import Vm
 
@@ -39,14 +39,16 @@ HOST = textwrap.dedent("""
             at = [int(number) for number in numbers]
             if command == "touch":  # with the interpreter's lock: no thread of Python goes on before the page is here
                 say("touched", hashlib.sha256(memory[at[0] : at[1]].tobytes()).hexdigest())
-            elif command == "receive":  # the kernel touches it, and the lock is free meanwhile
+            elif command in ("receive", "daemon"):  # the kernel touches it, and the lock is free meanwhile
                 near, far = socket.socketpair()
                 far.sendall(b"x" * (at[1] - at[0]))
                 view = memoryview(memory)[at[0] : at[1]]
                 def receive():
                     with near, far:
                         say("received", near.recv_into(view))
-                threading.Thread(target=receive).start()
+                if command == "daemon":
+                    atexit.register(say, "an end as any other")
+                threading.Thread(target=receive, daemon=command == "daemon").start()
             elif command == "pool":  # the same by a thread of an executor
                 near, far = socket.socketpair()
                 far.sendall(b"x" * (at[1] - at[0]))
@@ -245,6 +247,15 @@ def test_the_end_of_its_program(host, how):
     host.tell("end")
     assert host.process.wait(60) == 1
     assert host.process.stdout.read() == "", "nothing was received into a page of zeros"
+
+
+def test_the_ordinary_end_of_its_program(host):
+    """A daemon that waits does not keep it: it has its own status, and its last functions run."""
+    host.tell("daemon", LAST, SIZE)
+    wait_until(lambda: (host.tell("waiting"), host.line())[1] == "waiting 1", what="a thread that waits")
+    host.tell("end")
+    assert host.process.wait(60) == 0
+    assert host.process.stdout.read() == "an end as any other\n"
 
 
 def test_its_end_with_a_command_that_waits(host, tmp_path):

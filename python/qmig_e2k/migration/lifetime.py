@@ -7,7 +7,6 @@ open at that moment. A thread that waits for a page of a machine that was given 
 process, which then ends with status 1.
 """
 
-import atexit
 import os
 import sys
 import threading
@@ -64,7 +63,6 @@ def _begin() -> None:
     global _watcher  # noqa: PLW0603  one watcher per process
     with _lock:
         if _watcher is None or not _watcher.is_alive():
-            atexit.register(_end_if_stuck)
             _watcher = threading.Thread(target=_watch, name="lifetime", daemon=True)
             _watcher.start()
 
@@ -76,11 +74,12 @@ def _watch() -> None:
         main.join(_POLL_S)
     for thing in _things():
         thing.close()
-    # the interpreter waits for every thread that is no daemon, and then comes to `_end_if_stuck`
+    # where only daemons are stuck the program ends by itself meanwhile, and as it wants to
     end = time.monotonic() + GRACE_S
     for thread in threading.enumerate():
         if not thread.daemon and thread is not threading.main_thread():
             thread.join(max(end - time.monotonic(), 0))
+    time.sleep(max(end - time.monotonic(), 0))
     _end_if_stuck()
 
 

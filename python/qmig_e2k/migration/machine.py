@@ -476,8 +476,8 @@ class Machine:
             while handle is not None and not handle.ended(_CLOSE_POLL):
                 self.abandon()  # a connection that is lost now is not found again
         if self.stuck:
+            end_with_program(self)  # before anything that can fail
             log.error("threads wait for %d pages of a machine that was given up: they end with the process", self.stuck)
-            end_with_program(self)
 
     def refuse_change(self, what: str) -> None:
         """Raises MigrationError (`invalid-state`) while a migration is under way in either direction."""
