@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags};
 use serde_json::Value;
@@ -18,6 +19,9 @@ use crate::{ErrorKind, Result};
 
 /// Connections that wait to be accepted: a source with all its channels opens them at once.
 pub(super) const BACKLOG: i32 = 260;
+
+/// How long a connection that is turned away may take to say that it is a multifd channel.
+const FIRST_WORD: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// A bound incoming URI.
 #[derive(Debug)]
@@ -49,14 +53,25 @@ struct TurnedAway {
     all: usize,
     /// Those that had said to be multifd channels.
     channels: usize,
+    /// A migration of several channels is under way.
+    several: bool,
+    /// Set by the first channel.
+    alarm: Option<Cancel>,
 }
 
 impl TurnedAway {
     fn count(&mut self, connection: &OwnedFd) {
+        if self.several {
+            // Who connects as a channel says so at once.
+            let _ = poll(&mut [PollFd::new(connection, PollFlags::IN)], Some(&FIRST_WORD));
+        }
         let mut first = [0; 4];
         let said = rustix::net::recv(connection, &mut first[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
         self.all += 1;
-        self.channels += usize::from(said.is_ok() && u32::from_be_bytes(first) == MULTIFD_MAGIC);
+        if said.is_ok() && u32::from_be_bytes(first) == MULTIFD_MAGIC {
+            self.channels += 1;
+            self.alarm.iter().for_each(Cancel::set);
+        }
     }
 }
 
@@ -113,6 +128,16 @@ impl Listener {
     /// How many connections were turned away so far.
     pub fn turned_away(&self) -> usize {
         self.sockets().map_or(0, |sockets| lock(&sockets.turned_away).all)
+    }
+
+    /// From here on `alarm` is set as soon as one of these says to be a multifd channel, or at once if one did.
+    pub fn set_alarm(&self, alarm: &Cancel) {
+        let Some(sockets) = self.sockets() else { return };
+        let mut away = lock(&sockets.turned_away);
+        away.alarm = Some(alarm.clone());
+        if away.channels > 0 {
+            alarm.set();
+        }
     }
 
     /// How many of these had said to be multifd channels; those that wait right now are turned away, too.
@@ -193,6 +218,7 @@ impl Sockets {
 
     /// Turns these connections away, and from here on any further one.
     pub(super) fn turn_away<'a>(&self, uri: &Uri, these: impl Iterator<Item = &'a OwnedFd>) -> Result<()> {
+        lock(&self.turned_away).several = true;
         these.for_each(|connection| lock(&self.turned_away).count(connection));
         *self.surplus() = Some(Surplus::start(uri, &self.fds, &self.turned_away)?);
         Ok(())

@@ -49,6 +49,8 @@ impl Incoming {
                 self.control.incoming_connected(&self.cancel);
                 self.terms()
             })?;
+            // A source with more channels waits for them as soon as it has filled them: there is nothing to wait for here.
+            listener.set_alarm(beside.broken());
             (main, Some(beside))
         } else {
             (if preempt { listener.accept_first(&switch) } else { listener.accept(&switch) }?, None)

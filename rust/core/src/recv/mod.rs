@@ -93,7 +93,7 @@ impl Link {
         if surplus == 0 {
             return Ok(());
         }
-        let text = format!("{surplus} more channels were turned away, and their pages lost: give both sides the same multifd-channels");
+        let text = format!("{surplus} more channels were turned away: give both sides the same multifd-channels");
         Err(Error::new(ErrorKind::LimitExceeded, text).within("multifd"))
     }
 }
@@ -196,6 +196,11 @@ impl Incoming {
     /// A source that has lost a channel hangs up: says so where we have not let it in.
     fn explain(&self, error: Error) -> Error {
         let link = self.link();
+        if let Err(surplus) = link.check_beside()
+            && !self.cancel.is_set()
+        {
+            return surplus;
+        }
         let away = link.listener.as_ref().filter(|_| link.beside.is_some()).map_or(0, |listener| listener.turned_away());
         if away == 0 || !matches!(error.kind, ErrorKind::Truncated | ErrorKind::Closed) {
             return error;
