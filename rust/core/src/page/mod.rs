@@ -3,6 +3,7 @@
 //! What comes from the wire is hostile: no decoder writes past its output or allocates by what the input announces.
 
 mod cache;
+mod endless;
 mod inflate;
 mod many;
 mod pool;
@@ -10,6 +11,7 @@ mod xbzrle;
 mod zstd;
 
 pub use cache::PageCache;
+pub use endless::Endless;
 pub use inflate::{Deflate, Inflate, PageDeflate, PageInflate, deflate_page, inflate_page};
 pub use many::CompressPool;
 pub use pool::{Batch, Pool, Taken};

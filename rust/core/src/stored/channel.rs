@@ -2,7 +2,7 @@
 
 use super::ram::StoredRam;
 use super::source::FileSource;
-use crate::page::{Inflate, Unzstd, inflate_page};
+use crate::page::{Endless, inflate_page};
 use crate::wire::Input;
 use crate::wire::consts::PAGE_BYTES;
 use crate::wire::multifd::{Hello, Method, Packet, Pages};
@@ -29,30 +29,12 @@ pub(super) struct Channel {
     /// Which of the stream's files it is.
     file: u16,
     counts: ChannelCounts,
-    codec: Codec,
-}
-
-/// The endless stream of a channel, begun by its first packet with data.
-#[derive(Debug)]
-enum Codec {
-    None,
-    Zlib(Inflate),
-    Zstd(Unzstd),
-}
-
-impl Codec {
-    fn begin(method: Method) -> Result<Self> {
-        Ok(match method {
-            Method::Zlib => Self::Zlib(Inflate::default()),
-            Method::Zstd => Self::Zstd(Unzstd::new()?),
-            Method::None | Method::Qpl | Method::Uadk => Self::None,
-        })
-    }
+    codec: Endless,
 }
 
 impl Channel {
     pub fn new(source: FileSource, file: u16) -> Self {
-        Self { input: Input::new(source), file, counts: ChannelCounts::default(), codec: Codec::None }
+        Self { input: Input::new(source), file, counts: ChannelCounts::default(), codec: Endless::default() }
     }
 
     pub fn counts(&self) -> &ChannelCounts {
@@ -122,14 +104,9 @@ impl Channel {
         }
         let mut out = vec![0; pages.normal.len() * PAGE_BYTES + 1];
         let data = self.input.read_vec(pages.size.into())?;
-        if matches!(self.codec, Codec::None) {
-            self.codec = Codec::begin(pages.method)?;
-        }
         match (pages.method, &mut self.codec) {
-            (Method::Zlib, Codec::Zlib(stream)) => stream.run(&data, &mut out)?,
-            (Method::Zstd, Codec::Zstd(stream)) => stream.run(&data, &mut out)?,
-            (Method::Qpl | Method::Uadk, Codec::None) => one_by_one(&data, pages.method == Method::Qpl, &mut out)?,
-            _ => return Err(Error::new(ErrorKind::BadFlags, "the channel's compression changes within the stream")),
+            (Method::Qpl | Method::Uadk, Endless::Unbegun) => one_by_one(&data, pages.method == Method::Qpl, &mut out)?,
+            (method, stream) => stream.run(method, &data, &mut out)?,
         }
         for (offset, bytes) in pages.normal.iter().zip(out.as_chunks::<PAGE_BYTES>().0) {
             ram.keep(block, *offset, bytes)?;

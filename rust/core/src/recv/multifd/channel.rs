@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Shared, path};
 use crate::channel::ReadHalf;
-use crate::page::{Inflate, Unzstd};
+use crate::page::Endless;
 use crate::ram::PageTarget;
 use crate::sys::guest::settle;
 use crate::sys::io::IoVecMut;
@@ -21,28 +21,10 @@ pub struct Receiver {
     index: usize,
     /// Reads little ahead: page bytes that stand in its buffer have to be copied.
     input: Input<Heard>,
-    codec: Codec,
+    codec: Endless,
     /// Compressed bytes of a packet, and what comes out of them.
     data: Vec<u8>,
     out: Vec<u8>,
-}
-
-/// The endless stream of a channel, begun by its first packet with data.
-#[derive(Debug)]
-enum Codec {
-    None,
-    Zlib(Box<Inflate>),
-    Zstd(Unzstd),
-}
-
-impl Codec {
-    fn begin(method: Method) -> Result<Self> {
-        Ok(match method {
-            Method::Zlib => Self::Zlib(Box::default()),
-            Method::Zstd => Self::Zstd(Unzstd::new()?),
-            Method::None | Method::Qpl | Method::Uadk => Self::None,
-        })
-    }
 }
 
 /// The bytes of a channel, counted: whoever waits for it sees that it moves.
@@ -78,7 +60,7 @@ impl Receiver {
         reader.set_alarm(&shared.cut);
         let source = Heard { reader, shared: Arc::clone(&shared), index };
         let input = Input::with_capacity(source, 0);
-        Self { shared, index, input, codec: Codec::None, data: Vec::new(), out: Vec::new() }
+        Self { shared, index, input, codec: Endless::default(), data: Vec::new(), out: Vec::new() }
     }
 
     /// Until the channel or RAM ends. It comes back with its socket: to close that over unread bytes resets the connection, and a source that
@@ -171,14 +153,7 @@ impl Receiver {
         self.input.read_exact(&mut self.data)?;
         // One byte more than may come out.
         self.out.resize(pages.normal.len() * PAGE_BYTES + 1, 0);
-        if matches!(self.codec, Codec::None) {
-            self.codec = Codec::begin(pages.method)?;
-        }
-        match &mut self.codec {
-            Codec::Zlib(stream) => stream.run(&self.data, &mut self.out)?,
-            Codec::Zstd(stream) => stream.run(&self.data, &mut self.out)?,
-            Codec::None => return Err(Error::new(ErrorKind::Unsupported, "a compression that is not built here")),
-        }
+        self.codec.run(pages.method, &self.data, &mut self.out)?;
         pages.normal.iter().zip(self.out.chunks_exact(PAGE_BYTES)).try_for_each(|(offset, page)| target.put(*offset, page))
     }
 }
