@@ -157,3 +157,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if NO_QEMU in str(report.longrepr)]
     if skipped:
         terminalreporter.write_line(f"{len(skipped)} tests against a real QEMU were skipped: {NO_QEMU}.", yellow=True)
+
+
+@pytest.fixture
+def image(content, tmp_path):
+    """A file of the module's `content`, for a machine to begin with."""
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    return path

@@ -21,13 +21,6 @@ def content():
     return mixed_ram(SIZE)
 
 
-@pytest.fixture
-def image(content, tmp_path):
-    path = tmp_path / "image"
-    path.write_bytes(content)
-    return path
-
-
 def agree(*sides, channels=2, method="none"):
     """Several channels on all sides."""
     for side in sides:

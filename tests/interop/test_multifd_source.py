@@ -17,13 +17,6 @@ def content():
     return mixed_ram(SIZE - (4 << 20)) + noise.randbytes(4 << 20)
 
 
-@pytest.fixture
-def image(content, tmp_path):
-    path = tmp_path / "image"
-    path.write_bytes(content)
-    return path
-
-
 def prepare(*sides, channels=2, compression="none", **more):
     for side in sides:
         side.set_capabilities(multifd=True)

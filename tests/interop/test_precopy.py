@@ -18,13 +18,6 @@ def content():
 
 
 @pytest.fixture
-def image(content, tmp_path):
-    path = tmp_path / "image"
-    path.write_bytes(content)
-    return path
-
-
-@pytest.fixture
 def start(qemu, serve):
     """`start("qemu", ...)` or `start("serve", ...)`: both are driven alike."""
     return lambda kind, *arguments, **options: {"qemu": qemu, "serve": serve}[kind](*arguments, **options)

@@ -214,7 +214,7 @@ mod tests {
         let (_reader, writer) = std::io::pipe().unwrap();
         let pipe = opened(writer, &cancel);
         assert!(pipe.positioned().is_none() && !pipe.is_file());
-        let path = format!("/tmp/qmig-append-{}", std::process::id());
+        let path = std::env::temp_dir().join(format!("qmig-append-{}", std::process::id()));
         let append = OpenOptions::new().append(true).create(true).open(&path).unwrap();
         std::fs::remove_file(path).unwrap();
         let refused = opened(append, &cancel).positioned().unwrap().unwrap_err();
