@@ -99,6 +99,9 @@ class Peer:
         assert answer is not None
         return answer
 
+    def wait_let_go(self) -> None:
+        """Waits until another `migrate` may follow one that failed or was cancelled; here at once."""
+
     def run_state(self) -> str:
         """`status` of query-status."""
         answer: str = self.command("query-status")["status"]

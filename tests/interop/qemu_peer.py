@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from peer import Peer
+from support import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,3 +37,11 @@ class QemuPeer(Peer):
             # The loader writes at reset; it has no state of its own, so no section of it is in the stream.
             command += ["-device", f"loader,file={ram},addr=0,force-raw=on"]
         super().__init__(folder, command, ["-qmp", "unix:{socket},server=on,wait=off"], arguments, incoming)
+
+    def wait_let_go(self) -> None:
+        """QEMU keeps hold of a migration for a moment after it has reported its end."""
+
+        def over() -> bool:
+            return all(instance["type"] != "migration" for instance in self.command("query-yank"))
+
+        wait_until(over, what="the end of the migration before")

@@ -320,6 +320,7 @@ def test_a_destination_that_was_not_told(sides, content, here, there):
     if destination.serves:
         assert "postcopy-ram" in destination.wait_migration("failed")["error-desc"]
         destination.set_capabilities(postcopy_ram=True)
+        source.wait_let_go()
         switch(source, destination, destination.listen())
         finish(source, destination, content)
     else:

@@ -177,6 +177,7 @@ def test_cancelled_then_moved(start, image, content, here, there):
         assert destination.process.wait(20) == 1  # QEMU 7.2 does not survive a failed load
         destination = start(there, incoming="defer")
     source.command("migrate-set-parameters", max_bandwidth=0)
+    source.wait_let_go()
     source.command("migrate", uri=destination.listen())
     source.wait_migration("completed")
     destination.wait_arrived()
@@ -222,6 +223,7 @@ def test_a_feature_that_is_not_here(qemu, serve, tmp_path, capability, words):
     assert (source.run_state(), destination.run_state()) == ("running", "inmigrate")
 
     source.set_capabilities(**{capability: False})
+    source.wait_let_go()
     source.command("migrate", uri=destination.listen())
     source.wait_migration("completed")
     destination.wait_arrived()

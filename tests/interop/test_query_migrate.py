@@ -45,6 +45,7 @@ def test_source_answers(qemu, tmp_path):
     control.finish_outgoing()
     assert members(failed) == members(ours(control))
 
+    source.wait_let_go()
     # active, then cancelled: too slow to end by itself; each capability with its object
     source.set_capabilities(xbzrle=True, compress=True)
     control.set_capabilities(["xbzrle", "compress"])

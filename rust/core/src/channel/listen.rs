@@ -6,12 +6,14 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags};
 use serde_json::Value;
 
+use super::cancel::poll_until;
 use super::{Address, Cancel, Channel, Direction, Opened, Uri, cancelled, reason, tcp, unix};
 use crate::repeats::Repeats;
 use crate::wire::consts::MULTIFD_MAGIC;
@@ -21,7 +23,7 @@ use crate::{ErrorKind, Result};
 pub(super) const BACKLOG: i32 = 260;
 
 /// How long a connection that is turned away may take to say that it is a multifd channel.
-const FIRST_WORD: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+const FIRST_WORD: Duration = Duration::from_secs(1);
 
 /// A bound incoming URI.
 #[derive(Debug)]
@@ -53,18 +55,14 @@ struct TurnedAway {
     all: usize,
     /// Those that had said to be multifd channels.
     channels: usize,
-    /// A migration of several channels is under way.
-    several: bool,
     /// Set by the first channel.
     alarm: Option<Cancel>,
 }
 
 impl TurnedAway {
-    fn count(&mut self, connection: &OwnedFd) {
-        if self.several {
-            // Who connects as a channel says so at once.
-            let _ = poll(&mut [PollFd::new(connection, PollFlags::IN)], Some(&FIRST_WORD));
-        }
+    /// Waits for its first word until `deadline`: a channel says at once that it is one.
+    fn count(&mut self, connection: &OwnedFd, deadline: Instant) {
+        let _ = poll_until(&mut [PollFd::new(connection, PollFlags::IN)], Some(deadline));
         let mut first = [0; 4];
         let said = rustix::net::recv(connection, &mut first[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
         self.all += 1;
@@ -140,12 +138,19 @@ impl Listener {
         }
     }
 
+    /// From here on nothing is set; true if it was.
+    pub fn end_alarm(&self) -> bool {
+        let alarm = self.sockets().and_then(|sockets| lock(&sockets.turned_away).alarm.take());
+        alarm.is_some_and(|alarm| alarm.is_set())
+    }
+
     /// How many of these had said to be multifd channels; those that wait right now are turned away, too.
     pub fn surplus_channels(&self) -> usize {
         let Some(sockets) = self.sockets() else { return 0 };
         let mut away = lock(&sockets.turned_away);
+        let deadline = Instant::now() + FIRST_WORD;
         for fd in sockets.fds() {
-            (0..BACKLOG).map_while(|_| accept_now(fd).ok().flatten()).for_each(|extra| away.count(&extra));
+            (0..BACKLOG).map_while(|_| accept_now(fd).ok().flatten()).for_each(|extra| away.count(&extra, deadline));
         }
         away.channels
     }
@@ -218,8 +223,10 @@ impl Sockets {
 
     /// Turns these connections away, and from here on any further one.
     pub(super) fn turn_away<'a>(&self, uri: &Uri, these: impl Iterator<Item = &'a OwnedFd>) -> Result<()> {
-        lock(&self.turned_away).several = true;
-        these.for_each(|connection| lock(&self.turned_away).count(connection));
+        let mut away = lock(&self.turned_away);
+        let deadline = Instant::now() + FIRST_WORD;
+        these.for_each(|connection| away.count(connection, deadline));
+        drop(away);
         *self.surplus() = Some(Surplus::start(uri, &self.fds, &self.turned_away)?);
         Ok(())
     }
@@ -246,7 +253,7 @@ impl Surplus {
                         Ok(None) => continue,
                         Err(_) => break,
                     };
-                    away.count(&extra);
+                    away.count(&extra, Instant::now() + FIRST_WORD);
                     drop(away);
                     if let Some(times) = repeats.again() {
                         tracing::warn!("{name}: a further connection was closed; this migration has its channel{times}");

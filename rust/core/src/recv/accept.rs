@@ -9,7 +9,7 @@ use super::mapped_ram::MappedFile;
 use super::multifd::{FanIn, Terms};
 use super::second::Second;
 use super::{Incoming, PREEMPT, cancelled, lock};
-use crate::channel::{Listener, ReadHalf, Uri};
+use crate::channel::{Cancel, Listener, ReadHalf, Uri};
 use crate::control::Compression;
 use crate::wire::multifd::Method;
 use crate::wire::{Accept, Decoder, Input};
@@ -49,8 +49,6 @@ impl Incoming {
                 self.control.incoming_connected(&self.cancel);
                 self.terms()
             })?;
-            // A source with more channels waits for them as soon as it has filled them: there is nothing to wait for here.
-            listener.set_alarm(beside.broken());
             (main, Some(beside))
         } else {
             (if preempt { listener.accept_first(&switch) } else { listener.accept(&switch) }?, None)
@@ -59,7 +57,16 @@ impl Incoming {
         let uri = channel.uri().clone();
         let (reader, writer) = channel.split();
         let reader = reader.ok_or_else(|| Error::new(ErrorKind::BadUri, "this channel cannot be read from"))?;
-        let decoder = self.decoder(&uri, reader, beside.as_ref())?;
+        let mut decoder = self.decoder(&uri, reader, beside.as_ref())?;
+        // A source with more channels than are let in waits for them as soon as it has filled them: there is nothing to wait for here.
+        match &beside {
+            Some(beside) => listener.set_alarm(beside.broken()),
+            None => {
+                let alarm = Cancel::new()?;
+                decoder.input().source().set_alarm(&alarm);
+                listener.set_alarm(&alarm);
+            }
+        }
         lock(&self.feed).main = Some(decoder);
         let mut link = self.link();
         link.beside = beside;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::multifd::FanIn;
 use super::silence::Silence;
-use crate::channel::ReadHalf;
+use crate::channel::{Cancel, ReadHalf};
 use crate::wire::{ByteSource, Decoder};
 use crate::{ErrorKind, Result};
 
@@ -59,8 +59,13 @@ impl Source {
 
     /// A read fails with what breaks one of `channels`.
     pub fn stand_by(&mut self, channels: &Arc<FanIn>) {
-        self.reader.set_alarm(channels.broken());
+        self.set_alarm(channels.broken());
         self.beside = Some(Arc::clone(channels));
+    }
+
+    /// A read fails as `cancelled` once `alarm` is set.
+    pub fn set_alarm(&mut self, alarm: &Cancel) {
+        self.reader.set_alarm(alarm);
     }
 
     /// Bounds what the kernel keeps unread.

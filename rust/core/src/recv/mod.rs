@@ -193,15 +193,20 @@ impl Incoming {
         }
     }
 
-    /// A source that has lost a channel hangs up: says so where we have not let it in.
+    /// A source that has lost a channel hangs up, or waits: says so where we have not let it in.
     fn explain(&self, error: Error) -> Error {
         let link = self.link();
-        if let Err(surplus) = link.check_beside()
-            && !self.cancel.is_set()
-        {
+        if self.cancel.is_set() {
+            return error;
+        }
+        if let Err(surplus) = link.check_beside() {
             return surplus;
         }
-        let away = link.listener.as_ref().filter(|_| link.beside.is_some()).map_or(0, |listener| listener.turned_away());
+        let Some(listener) = &link.listener else { return error };
+        if link.beside.is_none() {
+            return if listener.end_alarm() { several() } else { error };
+        }
+        let away = listener.turned_away();
         if away == 0 || !matches!(error.kind, ErrorKind::Truncated | ErrorKind::Closed) {
             return error;
         }
@@ -419,6 +424,14 @@ impl Incoming {
 
     /// What follows may give the machine to this side.
     fn settle(&self) -> Result<()> {
+        let link = self.link();
+        if let Some(listener) = &link.listener
+            && link.beside.is_none()
+            && listener.end_alarm()
+        {
+            return Err(several());
+        }
+        drop(link);
         if self.control.settle_incoming() {
             return Ok(());
         }
@@ -441,6 +454,12 @@ impl Incoming {
 
 fn closed() -> Error {
     Error::new(ErrorKind::Closed, "no channel is open")
+}
+
+/// The source's channels knock, and none beside the main one is expected.
+fn several() -> Error {
+    let text = "the source sends on several channels and this side takes one: switch multifd on on both sides, or off at the source";
+    Error::new(ErrorKind::Unsupported, text).within("multifd")
 }
 
 fn cancelled() -> Error {

@@ -247,6 +247,19 @@ fn a_source_with_more_channels_hears_why_it_was_left() {
 }
 
 #[test]
+fn a_source_with_channels_where_none_is_expected_is_not_waited_for() {
+    let mut destination = Destination::new(1, Method::None);
+    destination.control.set_capabilities([]);
+    destination = destination.start();
+    let main = destination.send(head(false).as_slice());
+    assert_eq!(everything(destination.send(&hello(0))), b"");
+    let error = destination.refusal();
+    assert_eq!((error.kind, error.path.as_str()), (ErrorKind::Unsupported, "multifd"), "{error}");
+    assert!(error.message.contains("switch multifd on on both sides"), "{error}");
+    drop(main);
+}
+
+#[test]
 fn pages_of_a_channel_too_many_are_missed() {
     let destination = Destination::new(1, Method::None);
     // All of it is under way, also what goes to the channel that is not let in, before the source can notice.
