@@ -4,11 +4,12 @@
 //! codec_loop [--mib N] [--runs N]
 //! ```
 //!
-//! Two buffers of N MiB (64, as a cache of QEMU's default size): pages and their last version. In each run `memcmp` compares
-//! them while they are equal, then some random bytes of each page change, and every instruction set encodes all pages and the
-//! decoder brings the old ones up to date. The first run is dropped, medians count. Prints one line of JSON: for each number
-//! of changed bytes GiB/s of pages of `memcmp`, of each `encode`, of `decode`, and the mean length of a delta; and of 16 times as
-//! much memory, all zero and in no cache, GiB/s of the zero test page by page and of a loop that reads all of it.
+//! Two buffers of N MiB (64, as a cache of QEMU's default size): pages and their last version. In each run, for every instruction
+//! set, `memcmp` compares them while they are equal, then some random bytes of each page change, and all pages are encoded; the
+//! decoder brings the old ones up to date. Deltas lie one behind the other, as in a stream. The first run is dropped. Prints one
+//! line of JSON: for each number of changed bytes GiB/s of pages of each `encode`, of `decode`, and of the `memcmp` just before
+//! it, run by run, and the mean length of a delta; and of 16 times as much memory, all zero and in no cache, GiB/s of the zero test
+//! page by page and of a loop that reads all of it.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -24,7 +25,7 @@ const PAGE: usize = 4096;
 const CHANGED: [usize; 4] = [1, 8, 64, 512];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let (mut mib, mut runs) = (64_usize, 7_usize);
+    let (mut mib, mut runs) = (64_usize, 15_usize);
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
@@ -48,51 +49,82 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Everything for one number of changed bytes.
-#[allow(clippy::cast_precision_loss)] // rates
 fn case(old: &[u8], changed: usize, runs: usize, random: &mut Random) -> Value {
-    let rate = |begun: Instant| old.len() as f64 / begun.elapsed().as_secs_f64() / f64::from(1 << 30);
     let levels = Level::all();
-    let (mut compare, mut decode, mut encode) = (Vec::new(), Vec::new(), vec![Vec::new(); levels.len()]);
+    let (mut encode, mut decode) = (vec![Pairs::default(); levels.len()], Pairs::default());
     let (mut new, mut patched) = (old.to_vec(), old.to_vec());
     let mut deltas = vec![0_u8; old.len()];
     let mut lengths = vec![0_usize; old.len() / PAGE];
     for _ in 0..=runs {
-        new.copy_from_slice(old);
-        let begun = Instant::now();
-        for (a, b) in pages(old).zip(pages(&new)) {
-            assert!(black_box(a) == black_box(b), "copies");
-        }
-        compare.push(rate(begun));
-        for page in new.chunks_exact_mut(PAGE) {
-            for _ in 0..changed {
-                let number = random.next();
-                page[(number >> 16) as usize % PAGE] ^= (number & 0xff) as u8 | 1;
+        for (level, pairs) in levels.iter().zip(&mut encode) {
+            new.copy_from_slice(old);
+            let limit = compare(old, &new);
+            for page in new.chunks_exact_mut(PAGE) {
+                for _ in 0..changed {
+                    let number = random.next();
+                    page[(number >> 16) as usize % PAGE] ^= (number & 0xff) as u8 | 1;
+                }
             }
-        }
-        for (level, rates) in levels.iter().zip(&mut encode) {
             let mut encoder = XbzrleEncoder::new(*level);
-            let begun = Instant::now();
-            for ((a, b), (delta, length)) in pages(old).zip(pages(&new)).zip(deltas.chunks_exact_mut(PAGE).zip(&mut lengths)) {
-                *length = match encoder.encode(a, b, delta) {
+            let (begun, mut at) = (Instant::now(), 0);
+            for ((a, b), length) in pages(old).zip(pages(&new)).zip(&mut lengths) {
+                *length = match encoder.encode(a, b, &mut deltas[at..][..PAGE]) {
                     Delta::Length(length) => length,
                     Delta::Equal | Delta::Overflow => 0,
                 };
+                at += *length;
             }
-            rates.push(rate(begun));
+            pairs.push(rate(old, begun), limit);
         }
         patched.copy_from_slice(old);
-        let begun = Instant::now();
-        for (page, (delta, length)) in patched.chunks_exact_mut(PAGE).zip(pages(&deltas).zip(&lengths)) {
-            black_box(xbzrle_decode(&delta[..*length], page).unwrap_or_default());
+        let limit = compare(old, &patched);
+        let (begun, mut rest) = (Instant::now(), &deltas[..]);
+        for (page, length) in patched.chunks_exact_mut(PAGE).zip(&lengths) {
+            let delta;
+            (delta, rest) = rest.split_at(*length);
+            black_box(xbzrle_decode(delta, page).unwrap_or_default());
         }
-        decode.push(rate(begun));
+        decode.push(rate(old, begun), limit);
         assert!(patched == new, "what was decoded");
     }
-    let encode: Vec<f64> = encode.iter_mut().map(median).collect();
     json!({
-        "changed": changed, "memcmp": median(&mut compare), "encode": encode, "decode": median(&mut decode),
+        "changed": changed, "encode": encode.iter().map(Pairs::value).collect::<Vec<_>>(), "decode": decode.value(),
         "delta_bytes": lengths.iter().sum::<usize>() / lengths.len(),
     })
+}
+
+/// GiB/s of a codec in each run, and of `memcmp` just before it: machines change their pace from one moment to the next.
+#[derive(Debug, Clone, Default)]
+struct Pairs {
+    ours: Vec<f64>,
+    memcmp: Vec<f64>,
+}
+
+impl Pairs {
+    fn push(&mut self, ours: f64, memcmp: f64) {
+        self.ours.push(ours);
+        self.memcmp.push(memcmp);
+    }
+
+    /// All but the first run.
+    fn value(&self) -> Value {
+        json!({ "ours": self.ours[1..], "memcmp": self.memcmp[1..] })
+    }
+}
+
+/// `memcmp` of equal memory, page by page.
+fn compare(old: &[u8], new: &[u8]) -> f64 {
+    let begun = Instant::now();
+    for (a, b) in pages(old).zip(pages(new)) {
+        assert!(black_box(a) == black_box(b), "copies");
+    }
+    rate(old, begun)
+}
+
+/// GiB/s.
+#[allow(clippy::cast_precision_loss)] // a rate
+fn rate(bytes: &[u8], begun: Instant) -> f64 {
+    bytes.len() as f64 / begun.elapsed().as_secs_f64() / f64::from(1 << 30)
 }
 
 /// The zero test beside a plain reading of the same memory.
@@ -115,18 +147,11 @@ fn zero(size: usize, runs: usize) -> Result<Value, Box<dyn Error>> {
         assert!(black_box(words.iter().fold(0, |any, word| any | word)) == 0, "zeros");
         read.push(rate(begun));
     }
-    Ok(json!({ "test": median(&mut test), "read": median(&mut read) }))
+    Ok(json!({ "ours": test[1..], "read": read[1..] }))
 }
 
 fn pages(bytes: &[u8]) -> std::slice::ChunksExact<'_, u8> {
     bytes.chunks_exact(PAGE)
-}
-
-/// Of all but the first.
-fn median(values: &mut Vec<f64>) -> f64 {
-    values.remove(0);
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// xorshift64*: the same pages in every run of the program.
