@@ -119,13 +119,13 @@ def test_old_spelling():
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("128", 128 << 20), ("1G", 1 << 30), ("4k", 4096), ("7B", 7), (" 2M ", 2 << 20)]
+    ("text", "size"), [("128", 128 << 20), ("1G", 1 << 30), ("4k", 4096), ("7B", 7), (" 2M ", 2 << 20), ("1.5k", 1536)]
 )
 def test_sizes(text, size):
     assert parse_size(text, "M") == size
 
 
-@pytest.mark.parametrize("text", ["", "G", "1.5G", "-1", "1X", "0x10", "99E"])
+@pytest.mark.parametrize("text", ["", "G", "1.5", ".5G", "-1", "1X", "0x10", "99E"])
 def test_bad_sizes(text):
     with pytest.raises(ValueError, match=r"size|64 bits"):
         parse_size(text)

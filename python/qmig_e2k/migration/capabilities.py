@@ -10,11 +10,22 @@ from types import MappingProxyType
 
 from qmig_e2k.errors import migration_error
 
-__all__ = ["ALIASES", "CAPABILITIES", "EXCLUDES", "NEEDS", "NO_DIRTY_RING", "NO_STORAGE", "Capabilities", "canonical"]
+__all__ = [
+    "ALIASES",
+    "CAPABILITIES",
+    "COLO",
+    "EXCLUDES",
+    "NEEDS",
+    "NO_DIRTY_RING",
+    "NO_STORAGE",
+    "Capabilities",
+    "canonical",
+]
 
 NO_DIRTY_RING = "it needs a hardware dirty ring, which an emulated machine has not"
 _LATER = "it is not built yet in this version of qmig_e2k"
 NO_STORAGE = "this machine has no block devices"
+COLO = "COLO replication: " + _LATER
 
 CAPABILITIES: Mapping[str, str | None] = MappingProxyType(
     {
@@ -25,7 +36,7 @@ CAPABILITIES: Mapping[str, str | None] = MappingProxyType(
         "compress": None,
         "events": None,
         "postcopy-ram": None,
-        "x-colo": "COLO replication: " + _LATER,
+        "x-colo": COLO,
         "release-ram": None,
         "block": NO_STORAGE,
         "return-path": None,

@@ -7,6 +7,7 @@ Types are strict: a bool is no integer, an integer with a fraction is none eithe
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from types import MappingProxyType
 
 from qmig_e2k.errors import migration_error
@@ -30,7 +31,7 @@ class Parameter:
         high: greatest allowed integer.
         choices: the allowed strings; empty means any.
         unit: what `info migrate_parameters` prints after the value; None: no line, as QEMU 7.2 has none.
-        size: an integer of bytes, for which text may use the suffixes K M G T P E.
+        size: an integer, mostly of bytes, for which text may use the suffixes K M G T P E.
         nullable: JSON null is accepted and means the empty string.
         refused: why any value but the default is refused; None: it is not.
     """
@@ -68,10 +69,10 @@ _NO_TLS = "TLS is not built yet in this version of qmig_e2k"
 
 PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
     {
-        "announce-initial": Parameter(50, 0, 100_000, unit="ms"),
-        "announce-max": Parameter(550, 0, 100_000, unit="ms"),
-        "announce-rounds": Parameter(5, 0, 1000),
-        "announce-step": Parameter(100, 1, 10_000, unit="ms"),
+        "announce-initial": Parameter(50, 0, 100_000, size=True, unit="ms"),
+        "announce-max": Parameter(550, 0, 100_000, size=True, unit="ms"),
+        "announce-rounds": Parameter(5, 0, 1000, size=True),
+        "announce-step": Parameter(100, 1, 10_000, size=True, unit="ms"),
         "compress-level": Parameter(1, 0, 9),
         "compress-threads": Parameter(8, 1, 255),
         "compress-wait-thread": Parameter(default=True),
@@ -189,11 +190,11 @@ def _check(name: str, value: Value) -> None:
         raise migration_error("invalid-argument", f"parameter {name!r} must be {parameter.wants}{power}")
 
 
-_SIZE = re.compile(r"(\d+)([BKMGTPE]?)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([BKMGTPE]?)", re.IGNORECASE)
 
 
 def parse_size(text: str, unit: str = "B") -> int:
-    """Bytes from text such as `128M`; a bare number counts in `unit` (a suffix letter).
+    """Bytes from text such as `128M` or `1.5G`; a bare number counts in `unit` (a suffix letter).
 
     Raises:
         ValueError: if `text` is no size, or beyond 64 bits.
@@ -201,7 +202,10 @@ def parse_size(text: str, unit: str = "B") -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is no size: give a number with at most one of the suffixes K M G T P E")
-    value = int(match[1]) << 10 * "BKMGTPE".index((match[2] or unit).upper())
+    exact = Fraction(match[1]) * 1024 ** "BKMGTPE".index((match[2] or unit).upper())
+    if (match[2] or unit).upper() == "B" and exact.denominator > 1:
+        raise ValueError(f"{text!r} is no size: a byte has no parts")
+    value = int(exact)
     if value > _U64:
         raise ValueError(f"{text!r} is beyond 64 bits")
     return value

@@ -11,20 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
+from uuid import UUID
 
 from qmig_e2k._core import Command, MigrationError
 from qmig_e2k.migration.capabilities import ALIASES as CAPABILITY_ALIASES
-from qmig_e2k.migration.capabilities import CAPABILITIES, NO_DIRTY_RING, NO_STORAGE
+from qmig_e2k.migration.capabilities import CAPABILITIES, COLO, NO_DIRTY_RING, NO_STORAGE
 from qmig_e2k.migration.incoming import incoming
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.outgoing import migrate, resume_switchover
 from qmig_e2k.migration.parameters import ALIASES as PARAMETER_ALIASES
 from qmig_e2k.migration.parameters import PARAMETERS, REFUSED, Parameter
-from qmig_e2k.monitor import hmp
+from qmig_e2k.monitor import hmp, legacy
+from qmig_e2k.monitor.hmp_line import Leave
 from qmig_e2k.monitor.schema import (
     ANYTHING,
     BOOL,
     NO_ARGUMENTS,
+    NUMBER,
     SIZE,
     STR,
     STR_OR_NULL,
@@ -101,12 +104,16 @@ class Entry:
 
 
 def execute(machine: Machine, guest: Verifiable | None, command: Command) -> bool:
-    """Run `command` and answer it; never raises. True if it was answered with success."""
+    """Run `command` and answer it; never raises. True if it ends the program."""
     try:
         entry = COMMANDS[command.name]
         arguments = json.loads(command.arguments)
         entry.arguments.check(arguments)
         answer = entry.run(Call(machine, guest, command, arguments))
+    except Leave as leave:
+        machine.control.emit("SHUTDOWN", '{"guest": false, "reason": "host-qmp-quit"}')
+        command.reply(json.dumps(leave.answer))
+        return True
     except CommandError as error:
         command.fail(str(error), error.error_class)
     except (MigrationError, OSError) as error:
@@ -116,12 +123,11 @@ def execute(machine: Machine, guest: Verifiable | None, command: Command) -> boo
         command.fail(f"{type(error).__name__}: {error}")
     else:
         command.reply(json.dumps({} if answer is None else answer))
-        return True
     return False
 
 
-def _quit(call: Call) -> None:
-    call.machine.control.emit("SHUTDOWN", '{"guest": false, "reason": "host-qmp-quit"}')
+def _quit(_call: Call) -> None:
+    raise Leave({})
 
 
 def _query_name(call: Call) -> dict[str, str]:
@@ -146,8 +152,7 @@ def _migrate(call: Call) -> None:
 
 
 def _migrate_incoming(call: Call) -> None:
-    if call.machine.control.run_state != "inmigrate":
-        raise CommandError("the machine does not wait for a migration: it was not started with --incoming")
+    legacy.refuse_unexpected(call.machine)
     incoming(call.machine, call["uri"], call.taken_fd(call["uri"]))
 
 
@@ -235,6 +240,22 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         ),
         "query-migrate-parameters": Entry(lambda call: call.machine.settings.parameters.values()),
         "migrate-start-postcopy": Entry(lambda call: call.machine.control.start_postcopy()),
+        "migrate_set_speed": Entry(
+            lambda call: legacy.set_speed(call.machine, call["value"]), Struct({"value": Int()})
+        ),
+        "migrate_set_downtime": Entry(
+            lambda call: legacy.set_downtime(call.machine, call["value"]), Struct({"value": NUMBER})
+        ),
+        "migrate-set-cache-size": Entry(
+            lambda call: legacy.set_cache_size(call.machine, call["value"]), Struct({"value": Int()})
+        ),
+        "query-migrate-cache-size": Entry(lambda call: call.machine.settings.parameters["xbzrle-cache-size"]),
+        "system_powerdown": Entry(lambda call: call.machine.control.emit("POWERDOWN")),
+        "query-uuid": Entry(lambda call: {"UUID": str(call.machine.uuid or UUID(int=0))}),
+        "query-kvm": Entry(lambda _: {"enabled": False, "present": False}),
+        "query-target": Entry(lambda _: {"arch": "e2k"}),
+        "client_migrate_info": _refusal("this machine has no display to hand over"),
+        "x-colo-lost-heartbeat": _refusal(COLO),
         "announce-self": _refusal("this machine has no network device"),
         "object-add": Entry(_object_add, Struct({"qom-type": STR, "id": STR}, anything=True)),
         **dict.fromkeys(

@@ -4,63 +4,80 @@ Lines end with CR LF. An error is part of the text, never a QMP error.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from qmig_e2k._core import Control, MigrationError
+from qmig_e2k._core import MigrationError
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.parameters import PARAMETERS, Value
+from qmig_e2k.monitor import hmp_machine
+from qmig_e2k.monitor.hmp_commands import ACTIONS
+from qmig_e2k.monitor.hmp_line import Action, Argument, Line, number, plain
 
 __all__ = ["execute"]
 
 
 def execute(machine: Machine, line: str) -> str:
-    """Run one command line and return its output with CR LF line ends."""
-    words = line.split()
-    if not words:
+    """Run one command line and return its output with CR LF line ends. `quit` raises Leave."""
+    rest = Line(line)
+    name = rest.word()
+    if name is None:
         return ""
-    if words[0] in ("help", "?"):
-        lines = _help(words[1:])
-    elif words[0] in _DO:
-        lines = _do(machine, words[0], words[1:])
-    elif words[0] != "info":
-        lines = [f"unknown command: '{words[0]}'"]
-    elif len(words) == 1:
-        lines = _help(["info"])
-    elif (show := _INFO.get(words[1])) is None:
-        lines = [f"unknown command: 'info {words[1]}'"]
-    elif len(words) > 2:
-        lines = [
-            f"{words[1]}: extraneous characters at the end of line",
-            f'Try "help info {words[1]}" for more information',
-        ]
-    else:
-        lines = show[0](machine)
+    try:
+        lines = _execute(machine, name, rest)
+    except (MigrationError, OSError) as error:
+        lines = [f"Error: {error}"]
     return "".join(f"{text}\r\n" for text in lines)
 
 
-def _help(topic: list[str]) -> list[str]:
-    if topic[:1] == ["info"]:
-        wanted = topic[1:2]
-        return [f"info {name}  -- {text}" for name, (_, text) in _INFO.items() if not wanted or name in wanted]
-    lines = ["help|? [cmd]  -- show the help", "info [subcommand]  -- show various information about the system state"]
-    lines += [" ".join([name, " ".join(action.arguments), "--", action.text]) for name, action in _DO.items()]
-    return [line for line in lines if not topic or line.split()[0] in topic]
+def _execute(machine: Machine, name: str, rest: Line) -> list[str]:
+    if name in ("help", "?"):
+        return _help(rest)
+    if name == "info":
+        page = rest.word()
+        if page is None:
+            return _pages()
+        if page not in _INFO:
+            return [f"unknown command: 'info {page}'"]
+        return _INFO[page].execute(machine, rest, page, f"info {page}")
+    action = _find(name)
+    if action is None:
+        return [f"unknown command: '{name}'"]
+    return action[1].execute(machine, rest, action[0], name)
 
 
-def _do(machine: Machine, name: str, arguments: list[str]) -> list[str]:
-    """Run a command that answers nothing when it is well."""
-    action = _DO[name]
-    if len(arguments) > len(action.arguments):
-        return [f"{name}: extraneous characters at the end of line", f'Try "help {name}" for more information']
-    if len(arguments) < len(action.arguments):
-        return [f"{name}: string expected", f'Try "help {name}" for more information']
-    try:
-        action.run(machine.control, *arguments)
-    except MigrationError as error:
-        return [f"Error: {error}"]
-    return []
+def _find(name: str) -> tuple[str, Action] | None:
+    """The command of that name, short or long."""
+    return next(((long, action) for long, action in ACTIONS.items() if name in (long, action.short)), None)
+
+
+def _help(rest: Line) -> list[str]:
+    topic = rest.word()
+    if topic == "info":
+        page = rest.word()
+        if page is None:
+            return _pages()
+        return [_page(page)] if page in _INFO else [f"unknown command: 'info {page}'"]
+    if topic is not None and topic not in ("help", "?"):
+        found = _find(topic)
+        return [f"unknown command: '{topic}'"] if found is None else [_line(*found)]
+    lines = ["help|? [cmd] -- show the help"]
+    if topic is None:
+        lines.append("info [subcommand] -- show various information about the system state")
+        lines += [_line(name, action) for name, action in ACTIONS.items()]
+    return lines
+
+
+def _pages() -> list[str]:
+    return [_page(name) for name in _INFO]
+
+
+def _page(name: str) -> str:
+    return "info " + _line(name, _INFO[name])
+
+
+def _line(name: str, action: Action) -> str:
+    return f"{action.names(name)} {action.usage()} -- {action.text}"
 
 
 def _on(value: object) -> str:
@@ -198,28 +215,21 @@ def _migrate(machine: Machine) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True, slots=True)
-class _Action:
-    run: Callable[..., None]
-    text: str
-    arguments: tuple[str, ...] = ()
-
-
-_DO: Mapping[str, _Action] = {
-    "migrate_start_postcopy": _Action(
-        Control.start_postcopy,
-        "switch the present migration to postcopy; the capability postcopy-ram must be on on both sides",
+_INFO: Mapping[str, Action] = {
+    "migrate": Action(plain(_migrate), "show migration status"),
+    "migrate_cache_size": Action(plain(hmp_machine.cache_size), "show the size of the cache of xbzrle"),
+    "migrate_capabilities": Action(plain(_capabilities), "show current migration capabilities"),
+    "migrate_parameters": Action(plain(_parameters), "show current migration parameters"),
+    "mtree": Action(hmp_machine.mtree, "show memory tree (-f: without the regions around it)", options="f"),
+    "name": Action(plain(hmp_machine.name), "show the current VM name"),
+    "registers": Action(
+        hmp_machine.registers,
+        "show the cpu registers (-a: show register info for all cpus; vcpu: specific vCPU to query)",
+        (Argument("vcpu", number, optional=True),),
+        "a",
     ),
-    "migrate_recover": _Action(
-        Control.recover, "continue a paused incoming postcopy migration through another address", ("uri",)
-    ),
-    "migrate_pause": _Action(Control.pause, "pause a migration that is in postcopy"),
+    "status": Action(plain(_status), "show the current VM status (running|paused)"),
+    "uuid": Action(plain(hmp_machine.uuid), "show the current VM UUID"),
+    "version": Action(plain(hmp_machine.version), "show the version of QEMU"),
 }
-"""Commands that do something: names and arguments as QEMU's."""
-
-_INFO: Mapping[str, tuple[Callable[[Machine], list[str]], str]] = {
-    "migrate": (_migrate, "show migration status"),
-    "migrate_capabilities": (_capabilities, "show current migration capabilities"),
-    "migrate_parameters": (_parameters, "show current migration parameters"),
-    "status": (_status, "show the current VM status (running|paused)"),
-}
+"""Pages of `info`, in the order of help."""

@@ -12,6 +12,7 @@ __all__ = [
     "ANYTHING",
     "BOOL",
     "NO_ARGUMENTS",
+    "NUMBER",
     "SIZE",
     "STR",
     "STR_OR_NULL",
@@ -70,6 +71,13 @@ class _Bool(Kind):
 
     def accepts(self, value: object) -> bool:
         return isinstance(value, bool)
+
+
+class _Number(Kind):
+    wants = "a number"
+
+    def accepts(self, value: object) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +152,7 @@ class Struct(Kind):
 STR: Kind = _Str()
 STR_OR_NULL: Kind = _StrOrNull()
 BOOL: Kind = _Bool()
+NUMBER: Kind = _Number()
 SIZE: Kind = Int(0, 2**64 - 1)
 NO_ARGUMENTS = Struct({})
 ANYTHING = Struct({}, anything=True)

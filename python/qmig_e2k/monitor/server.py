@@ -42,7 +42,7 @@ class QmpServer:
             command = self.monitor.next_command()
             if command is None:
                 break
-            if execute(self._machine, self._guest, command) and command.name == "quit":
+            if execute(self._machine, self._guest, command):
                 self._over.set()
                 if self._on_quit is not None:
                     self._on_quit()
