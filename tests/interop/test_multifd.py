@@ -78,7 +78,7 @@ def test_several_channels_only_there(qemu, serve, image, content):
     source.wait_migration("failed")
     assert source.run_state() == "running"
 
-    # Another source: QEMU 7.2 sometimes never lets go of a migration whose channels were turned away ("duplicate yank instance").
+    # Another source: QEMU 7.2 may never let go of one whose channels were turned away ("duplicate yank instance").
     source = qemu(ram=image)
     agree(source, destination)
     source.command("migrate", uri=destination.listen())

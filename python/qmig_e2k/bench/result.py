@@ -15,9 +15,7 @@ def median_row(
     return row(name, unit, statistics.median(ours), other, reference_name) | {"runs": runs}
 
 
-def paired_row(
-    name: str, unit: str, ours: list[float], reference: list[float], reference_name: str
-) -> dict[str, Any]:
+def paired_row(name: str, unit: str, ours: list[float], reference: list[float], reference_name: str) -> dict[str, Any]:
     """The same of runs each of which follows one of the reference at once; its ratio is the median of theirs."""
     ratio = statistics.median(one / other for one, other in zip(ours, reference, strict=True))
     return median_row(name, unit, ours, reference, reference_name) | {"ratio": ratio}

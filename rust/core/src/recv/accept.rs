@@ -59,14 +59,12 @@ impl Incoming {
         let reader = reader.ok_or_else(|| Error::new(ErrorKind::BadUri, "this channel cannot be read from"))?;
         let mut decoder = self.decoder(&uri, reader, beside.as_ref())?;
         // A source with more channels than are let in waits for them as soon as it has filled them: there is nothing to wait for here.
-        match &beside {
-            Some(beside) => listener.set_alarm(beside.broken()),
-            None => {
-                let alarm = Cancel::new()?;
-                decoder.input().source().set_alarm(&alarm);
-                listener.set_alarm(&alarm);
-            }
-        }
+        let alarm = match &beside {
+            Some(beside) => beside.broken().clone(),
+            None => Cancel::new()?,
+        };
+        decoder.input().source().set_alarm(&alarm);
+        listener.set_alarm(&alarm);
         lock(&self.feed).main = Some(decoder);
         let mut link = self.link();
         link.beside = beside;

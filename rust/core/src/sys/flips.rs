@@ -148,12 +148,31 @@ fn differing(old: &[u8; STEP], new: &[u8; STEP]) -> u64 {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::arch::x86_64::{_mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_movemask_epi8, _mm512_cmpneq_epi8_mask, _mm512_loadu_si512};
+    use std::arch::x86_64::{
+        _MM_HINT_T1, _mm_prefetch, _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_movemask_epi8, _mm512_cmpneq_epi8_mask, _mm512_loadu_si512,
+    };
 
     use super::{STEP, flips};
 
+    /// Bytes of the page behind this one to ask memory for: the processor looks ahead by itself, but not from one page into the next,
+    /// and the guesses that the positions depend on would wait for it.
+    const AHEAD: usize = 4 * STEP;
+
+    /// Pages are mostly compared in the order in which they lie in memory.
+    #[inline(always)]
+    #[allow(clippy::inline_always)]
+    fn look_ahead(pages: [&[u8]; 2]) {
+        for page in pages {
+            for at in (page.len()..page.len() + AHEAD).step_by(STEP) {
+                // SAFETY: a hint, which may name any address.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(page.as_ptr().wrapping_add(at).cast()) };
+            }
+        }
+    }
+
     #[target_feature(enable = "avx2,bmi1,popcnt")]
     pub fn flips_avx2(old: &[u8], new: &[u8], found: &mut [u16]) -> usize {
+        look_ahead([old, new]);
         flips(old, new, found, |a, b| {
             let half = |at: usize| {
                 // SAFETY: half of an array of 64 bytes; unaligned loads, with AVX2 there as the function says.
@@ -167,6 +186,7 @@ mod x86 {
 
     #[target_feature(enable = "avx512f,avx512bw,bmi1,popcnt")]
     pub fn flips_avx512(old: &[u8], new: &[u8], found: &mut [u16]) -> usize {
+        look_ahead([old, new]);
         flips(old, new, found, |a, b| {
             // SAFETY: an array of 64 bytes; unaligned loads, with AVX-512BW there as the function says.
             unsafe { _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(a.as_ptr().cast()), _mm512_loadu_si512(b.as_ptr().cast())) }
