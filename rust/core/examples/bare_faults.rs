@@ -6,9 +6,9 @@
 //!
 //! This process is the destination: one thread reads faults and asks for their pages, one receives and places what comes, another one
 //! does that for requested pages if they have a channel of their own, and one touches each page once in random order and times it.
-//! The source is a second process of the same program: one thread sends the memory from front to back in small batches, one reads
-//! requests and answers them on their own channel, or gives them to the first. Records of 8 + 4096 bytes, no protocol, no discards, no
-//! zero test, no latency record: what postcopy adds shows as the difference. The defaults of `--in-flight` and `--batch` are the best
+//! The source is a second process of the same program: one thread sends the memory in small batches, from front to back and on behind
+//! whatever was asked for, one reads requests and answers them on their own channel, or gives them to the first. Records of 8 + 4096
+//! bytes, no protocol, no discards, no zero test, no latency record: what postcopy adds shows as the difference. The defaults of `--in-flight` and `--batch` are the best
 //! found for either number of channels. Prints one line of JSON: what the toucher saw, the requests, and the seconds until all
 //! memory was there.
 
@@ -205,52 +205,57 @@ fn source(options: &Options, address: &str) -> Result<()> {
     let urgent = if options.channels == 2 { Some(connect()?) } else { None };
     sockopt::set_socket_send_buffer_size(&main, options.in_flight)?;
     set_unsent_low_water(main.as_fd(), u32::try_from(options.in_flight)?)?;
-    let sent: Vec<AtomicBool> = (0..block.pages()).map(|_| AtomicBool::new(false)).collect();
+    let unsent = Unsent::new(block.pages());
     let mut go = [0; HEADER];
     back.read_exact(&mut go)?;
     let (give, asked) = channel();
     std::thread::scope(|scope| -> Result<()> {
-        let (block, sent, urgent) = (&block, &sent, urgent.as_ref());
-        let answering = scope.spawn(move || answer(block, back, urgent, sent, &give));
-        background(block, &main, options.batch, sent, &asked)?;
+        let (block, unsent, urgent) = (&block, &unsent, urgent.as_ref());
+        let answering = scope.spawn(move || answer(block, back, urgent, unsent, &give));
+        background(block, &main, options.batch, unsent, &asked)?;
         (&main).write_all(&END.to_ne_bytes())?;
         answering.join().map_err(|_| "the thread of requests panicked")?
     })
 }
 
 /// Requests: answered on their own channel, or given to who sends the rest. Ends with the connection.
-fn answer(block: &Block, mut back: TcpStream, urgent: Option<&TcpStream>, sent: &[AtomicBool], give: &Sender<u64>) -> Result<()> {
+fn answer(block: &Block, mut back: TcpStream, urgent: Option<&TcpStream>, unsent: &Unsent, give: &Sender<u64>) -> Result<()> {
     let mut request = [0; HEADER];
     while back.read_exact(&mut request).is_ok() {
         let page = u64::from_ne_bytes(request);
         match urgent {
             // Who sends the rest is gone when all of it is sent.
-            None => drop(give.send(page)),
-            Some(socket) if take(sent, page)? => send_pages(block, socket, &[page])?,
+            None => {
+                let _ = give.send(page);
+            }
+            Some(socket) if unsent.take(page)? => {
+                send_pages(block, socket, &[page])?;
+                let _ = give.send(page);
+            }
             Some(_) => {}
         }
     }
     Ok(())
 }
 
-/// Everything that is not sent yet, from front to back; what was asked for comes first.
-fn background(block: &Block, main: &TcpStream, batch: usize, sent: &[AtomicBool], asked: &Receiver<u64>) -> Result<()> {
-    let mut next = 0..block.pages() as u64;
+/// Everything that is not sent yet; what was asked for comes first, and then what lies behind it.
+fn background(block: &Block, main: &TcpStream, batch: usize, unsent: &Unsent, asked: &Receiver<u64>) -> Result<()> {
+    let mut next = 0;
     let mut pages = Vec::with_capacity(batch);
     loop {
         poll(&mut [PollFd::new(main, PollFlags::OUT)], None)?; // chosen as late as possible
         pages.clear();
         for page in asked.try_iter() {
-            if take(sent, page)? {
+            next = page + 1;
+            if unsent.take(page)? {
                 pages.push(page);
             }
         }
         while pages.len() < batch
-            && let Some(page) = next.next()
+            && let Some(page) = unsent.take_behind(next)
         {
-            if take(sent, page)? {
-                pages.push(page);
-            }
+            next = page + 1;
+            pages.push(page);
         }
         if pages.is_empty() {
             return Ok(());
@@ -259,10 +264,42 @@ fn background(block: &Block, main: &TcpStream, batch: usize, sent: &[AtomicBool]
     }
 }
 
-/// Whether the page was still to be sent; it is the caller's now.
-fn take(sent: &[AtomicBool], page: u64) -> Result<bool> {
-    let sent = sent.get(usize::try_from(page)?).ok_or("a request for no page")?;
-    Ok(!sent.swap(true, Ordering::Relaxed))
+/// A bit for each page that nobody has taken to send it.
+struct Unsent(Vec<AtomicU64>);
+
+impl Unsent {
+    fn new(pages: usize) -> Self {
+        let bits = |first: usize| if pages - first < 64 { (1 << (pages - first)) - 1 } else { u64::MAX };
+        Self((0..pages).step_by(64).map(|first| AtomicU64::new(bits(first))).collect())
+    }
+
+    /// Whether the page was still to be sent; it is the caller's now.
+    fn take(&self, page: u64) -> Result<bool> {
+        let word = self.0.get(usize::try_from(page / 64)?).ok_or("a request for no page")?;
+        let bit = 1 << (page % 64);
+        Ok(word.fetch_and(!bit, Ordering::Relaxed) & bit != 0)
+    }
+
+    /// The first that is left from `page` on, or else from the front.
+    fn take_behind(&self, page: u64) -> Option<u64> {
+        let words = self.0.len() as u64;
+        let (first, mask) = (page / 64, u64::MAX << (page % 64));
+        // The first word twice: behind `page`, and at last before it.
+        for (round, word) in (first..words).chain(0..words.min(first + 1)).enumerate() {
+            let mask = if round == 0 { mask } else { u64::MAX };
+            loop {
+                let left = self.0[usize::try_from(word).ok()?].load(Ordering::Relaxed) & mask;
+                if left == 0 {
+                    break;
+                }
+                let found = word * 64 + u64::from(left.trailing_zeros());
+                if self.take(found).ok()? {
+                    return Some(found);
+                }
+            }
+        }
+        None
+    }
 }
 
 fn send_pages(block: &Block, socket: &TcpStream, pages: &[u64]) -> Result<()> {
