@@ -3,6 +3,7 @@
 No thread of the core ever takes that lock, so `Monitor` answers and `Control.cancel` works while Python is stuck.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, final
 
@@ -324,6 +325,33 @@ class StoredStream:
 # ---- control (rust/py/src/control.rs) -------------------------------------------------------------------------------
 
 @final
+class TlsCreds:
+    """The certificates and keys of one side, read from a directory with QEMU's file names when it is made. It never changes."""
+
+    def __new__(
+        cls,
+        endpoint: Literal["client", "server"],
+        dir: str | os.PathLike[str],
+        verify_peer: bool = True,
+        sanity_check: bool = True,
+    ) -> Self:
+        """`ca-cert.pem` and `server-cert.pem` with `server-key.pem` must be there; `client-cert.pem` with `client-key.pem` are used if both
+        are, `ca-crl.pem` if it is. verify_peer: the other side must have a certificate of the CA. sanity_check: what the other side would
+        refuse is an error now. Raises MigrationError (`tls`) with the file and what to do."""
+    @property
+    def endpoint(self) -> str: ...
+    @property
+    def verify_peer(self) -> bool: ...
+
+@final
+class TlsAuthz:
+    """Who may come in, by the distinguished name in the certificate (`CN=...,O=...`); the first rule that matches decides."""
+
+    def __new__(cls, rules: Sequence[tuple[str, str, str]], default_policy: str = "deny") -> Self:
+        """rules: (match, `allow` or `deny`, `exact` or `glob` with * and ?). Raises ValueError for other words."""
+    def allows(self, name: str) -> bool: ...
+
+@final
 class Control:
     """State of one machine's migrations: run state, both status words, ownership, capability and parameter snapshot, counters, events."""
 
@@ -341,6 +369,12 @@ class Control:
     def set_parameters(self, json: str) -> None:
         """JSON object of all parameters by QMP name; integers are what Rust reads (max-bandwidth, downtime-limit, ...). Takes effect at once."""
     def set_blocked_reasons(self, reasons: Sequence[str]) -> None: ...
+    def set_tls(self, creds: TlsCreds | None, hostname: str = "", authz: TlsAuthz | None = None) -> None:
+        """What channels are secured with; None: not at all. Read by begin_outgoing(), Incoming.listen(), resume() and recover(); a connection
+        that stands keeps what it has. A source needs `client` credentials, a destination `server` ones, or it fails as `invalid-argument`.
+
+        hostname: what the destination's certificate must be for; empty: the host of the URI. authz: whom a destination lets in; None:
+        everybody with a good certificate. Raises MigrationError (`invalid-argument`) for authz with credentials that verify nobody."""
     # outgoing
     @property
     def outgoing_status(self) -> str: ...

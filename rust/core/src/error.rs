@@ -82,6 +82,8 @@ kinds! {
     Closed => "closed",
     /// A deadline passed.
     Timeout => "timeout",
+    /// A certificate or a key, or the peer's handshake, is refused.
+    Tls => "tls",
     // control
     /// Cancelled on request.
     Cancelled => "cancelled",

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::error::to_py;
 use crate::outgoing::owned;
+use crate::tls::{TlsAuthz, TlsCreds};
 
 /// How long a wait may last before signals (Ctrl-C) are looked at.
 const SIGNAL_SLICE: Duration = Duration::from_millis(500);
@@ -109,6 +110,12 @@ impl Control {
 
     fn set_parameters(&self, json: &str) -> PyResult<()> {
         self.0.set_parameters(Parameters::parse(json).map_err(|e| to_py(&e))?);
+        Ok(())
+    }
+
+    #[pyo3(signature = (creds, hostname = "", authz = None))]
+    fn set_tls(&self, creds: Option<&Bound<'_, TlsCreds>>, hostname: &str, authz: Option<&Bound<'_, TlsAuthz>>) -> PyResult<()> {
+        self.0.set_tls(crate::tls::tls(creds, hostname, authz)?);
         Ok(())
     }
 

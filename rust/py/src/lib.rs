@@ -15,6 +15,7 @@ mod log;
 mod monitor;
 mod outgoing;
 mod stored;
+mod tls;
 mod wire;
 
 use pyo3::prelude::*;
@@ -28,6 +29,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     codec::register(module)?;
     wire::register(module)?;
     stored::register(module)?;
+    tls::register(module)?;
     control::register(module)?;
     outgoing::register(module)?;
     incoming::register(module)?;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::cancel::{Registration, Wake};
@@ -24,6 +25,8 @@ const GRACE: Duration = Duration::from_secs(1);
 pub(super) enum Side {
     Input,
     Output,
+    /// Both, through a socket: TLS talks both ways.
+    Both,
 }
 
 /// A running command.
@@ -45,15 +48,24 @@ impl Command {
         let failed = |e: &dyn std::fmt::Display| uri.error(kind, format!("starting /bin/sh: {e}"));
         let mut shell = std::process::Command::new("/bin/sh");
         shell.arg("-c").arg(command).process_group(0);
+        let mut socket = None;
         match side {
             // What it prints must not get into our own output.
             Side::Input => shell.stdin(Stdio::piped()).stdout(std::io::stderr()),
             Side::Output => shell.stdin(Stdio::null()).stdout(Stdio::piped()),
+            Side::Both => {
+                let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+                let (ours, theirs) = pair.map_err(|e| failed(&reason(e)))?;
+                socket = Some(ours);
+                shell.stdin(theirs.try_clone().map_err(|e| failed(&e))?).stdout(theirs)
+            }
         };
         let mut child = shell.spawn().map_err(|e| failed(&e))?;
+        drop(shell); // with the command's end of a socket
         let end = match side {
             Side::Input => child.stdin.take().map(OwnedFd::from),
             Side::Output => child.stdout.take().map(OwnedFd::from),
+            Side::Both => socket,
         };
         let pid = Pid::from_child(&child);
         let ended = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| {
@@ -62,7 +74,7 @@ impl Command {
         })?;
         let command = Self { uri: uri.clone(), child: Arc::new(Mutex::new(child)), pid, ended, closer: None, left_alone: false };
         let end = end.ok_or_else(|| failed(&"no pipe"))?;
-        // Fewer turns per megabyte; what an unprivileged process may have by default.
+        // Fewer turns per megabyte; what an unprivileged process may have by default. A socket refuses.
         let _ = rustix::pipe::fcntl_setpipe_size(&end, 1 << 20);
         Ok((command, end))
     }

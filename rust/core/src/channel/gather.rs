@@ -1,6 +1,7 @@
 //! Several connections of one migration, in whatever order they come: each is known by its first bytes.
 //!
-//! Nobody waits for one connection's bytes alone: one that never says what it is keeps none of the others from being taken.
+//! Nobody waits for one connection's bytes alone: one that never says what it is keeps none of the others from being taken. With TLS
+//! that goes for its handshake, too, and its first bytes are those behind that.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -10,9 +11,10 @@ use rustix::net::RecvFlags;
 
 use super::cancel::Wake;
 use super::listen::{accept_now, open};
-use super::{Cancel, Channel, Listener, Uri, cancelled, reason};
+use super::tls::{Session, Step};
+use super::{Cancel, Channel, Listener, Tls, Uri, cancelled, reason};
 use crate::repeats::Repeats;
-use crate::{ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Most first bytes of a connection that can be looked at.
 pub const FIRST_BYTES: usize = 64;
@@ -42,18 +44,32 @@ pub enum Look {
 
 /// Knows the connections of one migration.
 pub trait Porter {
-    /// What a connection is by its first bytes, of which there is at least one and [`FIRST_BYTES`] at most. An error ends the gathering.
+    /// What a connection is by its first bytes, [`FIRST_BYTES`] at most; none so far only after a handshake. An error ends the gathering.
     fn look(&mut self, first: &[u8]) -> Result<Look>;
     /// The first was let in: how many there will be with it, and the time for all.
     fn expected(&mut self) -> (usize, Duration);
 }
 
+/// Takes whoever comes first with a good handshake.
+pub(super) struct Anyone;
+
+impl Porter for Anyone {
+    fn look(&mut self, _: &[u8]) -> Result<Look> {
+        Ok(Look::Wanted)
+    }
+
+    fn expected(&mut self) -> (usize, Duration) {
+        (1, Duration::MAX)
+    }
+}
+
 /// A connection of which nobody knows what it is.
 #[derive(Debug)]
-struct Unknown {
+pub(super) struct Unknown {
     fd: OwnedFd,
+    tls: Option<Session>,
     since: Instant,
-    /// It has sent something, but too little.
+    /// It has to be looked at again, though nothing new may come: it has sent too little, or takes nothing.
     begun: bool,
 }
 
@@ -63,16 +79,19 @@ struct Waiting {
     /// In the order in which they came.
     unknown: Vec<Unknown>,
     strangers: Repeats,
+    refused: Repeats,
 }
 
 impl Waiting {
     /// Takes one more; there is `room` for so many.
-    fn take(&mut self, fd: OwnedFd, room: usize, uri: &Uri) {
+    fn take(&mut self, fd: OwnedFd, tls: Option<&Tls>, room: usize, uri: &Uri) -> Result<()> {
         if self.unknown.len() >= room {
             let oldest = self.unknown.iter().position(|one| !one.begun).unwrap_or(0);
             self.turn_away(oldest, uri);
         }
-        self.unknown.push(Unknown { fd, since: Instant::now(), begun: false });
+        let tls = tls.map(|tls| tls.begin(uri)).transpose()?;
+        self.unknown.push(Unknown { fd, tls, since: Instant::now(), begun: false });
+        Ok(())
     }
 
     /// Closes those that have been here for too long, as nobody has come whom they could belong to; when the next one will have been.
@@ -92,6 +111,14 @@ impl Waiting {
             tracing::warn!("{uri}: a connection that is none of this migration's was closed{times}");
         }
     }
+
+    /// The same for one whose handshake did not go well.
+    fn refuse(&mut self, index: usize, error: &Error) {
+        self.unknown.remove(index);
+        if let Some(times) = self.refused.again() {
+            tracing::warn!(%error, "a connection was closed in its TLS handshake{times}");
+        }
+    }
 }
 
 impl Listener {
@@ -100,11 +127,17 @@ impl Listener {
     ///
     /// Raises `timeout`, `cancelled`, `listen`; `bad-uri` for what is no listening socket.
     pub fn gather(&self, cancel: &Cancel, porter: &mut impl Porter) -> Result<Vec<Channel>> {
+        self.gather_some(cancel, porter, false)
+    }
+
+    /// The same; with `more` the others are not turned away but wait for the next call.
+    pub(super) fn gather_some(&self, cancel: &Cancel, porter: &mut impl Porter, more: bool) -> Result<Vec<Channel>> {
         let uri = self.uri();
         let sockets = self.sockets().ok_or_else(|| uri.error(ErrorKind::BadUri, "one channel only; several need tcp: or unix:"))?;
         sockets.keep_further();
         let failed = |errno: Errno| uri.error(ErrorKind::Listen, format!("accepting: {}", reason(errno)));
         let (mut waiting, mut wanted) = (Waiting::default(), Vec::new());
+        waiting.unknown = std::mem::take(&mut *sockets.further());
         let (mut count, mut patience, mut deadline) = (MOST, Duration::ZERO, None);
         while wanted.len() < count {
             let left = if wanted.is_empty() {
@@ -124,12 +157,21 @@ impl Listener {
             }
             for fd in sockets.fds() {
                 if let Some(fd) = accept_now(fd).map_err(failed)? {
-                    waiting.take(fd, count + STRANGERS, uri);
+                    waiting.take(fd, self.tls(), count + STRANGERS, uri)?;
                 }
             }
             let mut index = 0;
             while index < waiting.unknown.len() && wanted.len() < count {
-                match first_bytes(&mut waiting.unknown[index], porter)? {
+                let one = &mut waiting.unknown[index];
+                let look = match one.handshake() {
+                    Ok(true) => one.look(porter)?,
+                    Ok(false) => Look::Unclear,
+                    Err(error) => {
+                        waiting.refuse(index, &error);
+                        continue;
+                    }
+                };
+                match look {
                     Look::Unclear => index += 1,
                     Look::Stranger => waiting.turn_away(index, uri),
                     Look::Wanted => {
@@ -137,26 +179,49 @@ impl Listener {
                             (count, patience) = porter.expected();
                             deadline = Instant::now().checked_add(patience);
                         }
-                        wanted.push(open(uri, waiting.unknown.remove(index).fd, cancel)?);
+                        let Unknown { fd, tls, .. } = waiting.unknown.remove(index);
+                        wanted.push(open(uri, fd, cancel, tls)?);
                     }
                 }
             }
         }
-        sockets.turn_away(uri, waiting.unknown.iter().map(|one| &one.fd))?;
+        if more {
+            *sockets.further() = waiting.unknown;
+        } else {
+            sockets.turn_away(uri, waiting.unknown.iter().map(|one| &one.fd))?;
+        }
         Ok(wanted)
     }
 }
 
-fn first_bytes(one: &mut Unknown, porter: &mut impl Porter) -> Result<Look> {
-    let mut bytes = [0; FIRST_BYTES];
-    let got = match rustix::net::recv(&one.fd, &mut bytes[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-        Ok((got, _)) => got,
-        Err(Errno::AGAIN | Errno::INTR) => return Ok(Look::Unclear),
-        Err(_) => 0,
-    };
-    if got == 0 {
-        return Ok(Look::Stranger); // it has gone
+impl Unknown {
+    /// True when there is none to be done any more.
+    fn handshake(&mut self) -> Result<bool> {
+        let Some(tls) = &self.tls else { return Ok(true) };
+        let step = tls.step(self.fd.as_fd())?;
+        self.begun = step == Step::Writes;
+        Ok(step == Step::Done)
     }
-    one.begun = true;
-    porter.look(&bytes[..got])
+
+    fn look(&mut self, porter: &mut impl Porter) -> Result<Look> {
+        let mut bytes = [0; FIRST_BYTES];
+        let got = match &self.tls {
+            // What has been decrypted does not make the descriptor ready again, but what comes behind it does.
+            Some(tls) => {
+                let Ok((got, ended)) = tls.peek(self.fd.as_fd(), &mut bytes) else { return Ok(Look::Stranger) };
+                let look = porter.look(&bytes[..got])?;
+                return Ok(if ended && look == Look::Unclear { Look::Stranger } else { look });
+            }
+            None => match rustix::net::recv(&self.fd, &mut bytes[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+                Ok((got, _)) => got,
+                Err(Errno::AGAIN | Errno::INTR) => return Ok(Look::Unclear),
+                Err(_) => 0,
+            },
+        };
+        if got == 0 {
+            return Ok(Look::Stranger); // it has gone
+        }
+        self.begun = true;
+        porter.look(&bytes[..got])
+    }
 }

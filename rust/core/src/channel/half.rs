@@ -15,6 +15,8 @@ use rustix::net::sockopt;
 
 use super::cancel::{Registration, Wake};
 use super::exec::Command;
+use super::secured;
+use super::tls::{Broken, Session};
 use super::{Cancel, Uri, reason};
 use crate::sys::io::{self, IoVec, IoVecMut};
 use crate::wire::ByteSource;
@@ -61,6 +63,8 @@ pub(super) struct Link {
     pub kind: Kind,
     pub uri: Uri,
     pub cancel: Cancel,
+    /// A socket may have it.
+    pub tls: Option<Session>,
     _closer: Option<Registration>,
 }
 
@@ -74,10 +78,16 @@ impl Link {
                 let _ = rustix::net::shutdown(&*fd, rustix::net::Shutdown::Both);
             }))
         });
-        Self { fd, kind, uri: uri.clone(), cancel: cancel.clone(), _closer: closer }
+        Self { fd, kind, uri: uri.clone(), cancel: cancel.clone(), tls: None, _closer: closer }
     }
 
-    fn cancelled(&self) -> Error {
+    /// The same with TLS around every byte.
+    pub(super) fn secured(mut self, tls: Option<Session>) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    pub(super) fn cancelled(&self) -> Error {
         self.uri.error(ErrorKind::Cancelled, "cancelled")
     }
 
@@ -85,7 +95,7 @@ impl Link {
         if self.cancel.is_set() { Err(self.cancelled()) } else { Ok(()) }
     }
 
-    fn wait(&self, events: PollFlags, deadline: Option<Instant>) -> Result<()> {
+    pub(super) fn wait(&self, events: PollFlags, deadline: Option<Instant>) -> Result<()> {
         self.wait_unless(&self.cancel, events, deadline)
     }
 
@@ -99,12 +109,21 @@ impl Link {
         }
     }
 
-    fn stalled(&self, events: PollFlags) -> Error {
+    pub(super) fn stalled(&self, events: PollFlags) -> Error {
         if self.cancel.is_set() {
             return self.cancelled();
         }
         let what = if events.contains(PollFlags::IN) { "the peer does not send" } else { "the peer does not read" };
         self.uri.error(ErrorKind::Timeout, what)
+    }
+
+    /// The peer of a socket reads the end behind the last word. Anything else has no way to say so.
+    fn end(&self, how: rustix::net::Shutdown) {
+        if self.kind == Kind::Socket {
+            self.close_tls();
+            // One that is not connected any more has ended already.
+            let _ = rustix::net::shutdown(&*self.fd, how);
+        }
     }
 
     /// What a failed call means; a cancelled one means nothing else.
@@ -134,13 +153,15 @@ pub struct ReadHalf {
     /// Before the link: it is ended before its pipe closes.
     command: Option<Command>,
     pub(super) link: Option<Arc<Link>>,
-    deadline: Option<Instant>,
-    alarm: Option<Cancel>,
+    pub(super) deadline: Option<Instant>,
+    pub(super) alarm: Option<Cancel>,
+    /// What was decrypted, on its way into several places.
+    pub(super) plain: Vec<u8>,
 }
 
 impl ReadHalf {
     pub(super) fn new(link: Arc<Link>, command: Option<Command>) -> Self {
-        Self { command, link: Some(link), deadline: None, alarm: None }
+        Self { command, link: Some(link), deadline: None, alarm: None, plain: Vec::new() }
     }
 
     /// From here on `alarm` ends reading from a socket as `cancelled`, too. Writing to it goes on: there may be a last word.
@@ -195,30 +216,42 @@ impl ReadHalf {
     ///
     /// The end of a command's output is an error if the command failed.
     pub fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
-        self.read_by(buf.is_empty(), |fd| rustix::io::read(fd, &mut *buf))
+        self.read_by(buf.is_empty(), |link| match &link.tls {
+            Some(tls) => secured::read(link, tls, buf),
+            None => Ok(rustix::io::read(&*link.fd, &mut *buf)?),
+        })
     }
 
     /// The same into at most `MAX_IOV` places, one behind the other and not all empty.
     pub fn read_iov(&mut self, vectors: &mut [IoVecMut<'_>]) -> Result<usize> {
-        self.read_by(false, |fd| io::read(fd, &mut *vectors))
+        if self.is_secured() {
+            return self.scatter(vectors);
+        }
+        self.read_by(false, |link| Ok(io::read(link.fd.as_fd(), &mut *vectors)?))
     }
 
-    fn read_by(&mut self, nothing: bool, mut read: impl FnMut(BorrowedFd<'_>) -> rustix::io::Result<usize>) -> Result<usize> {
+    fn read_by(&mut self, nothing: bool, mut read: impl FnMut(&Link) -> Result<usize, Broken>) -> Result<usize> {
         let Some(link) = &self.link else { return Ok(0) };
         loop {
             link.check()?;
-            // A socket's read would not come back.
-            if let Some(alarm) = &self.alarm {
+            if link.tls.is_some() {
+                // What is decrypted already makes no descriptor ready.
+                self.in_time(link)?;
+            } else if let Some(alarm) = &self.alarm {
+                // A socket's read would not come back.
                 link.wait_unless(alarm, PollFlags::IN, self.deadline)?;
             } else if self.deadline.is_some() {
                 link.wait(PollFlags::IN, self.deadline)?;
             }
-            match read(link.fd.as_fd()) {
+            match read(link) {
                 Ok(0) if !nothing => break,
                 Ok(got) => return Ok(got),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => link.wait(PollFlags::IN, self.deadline)?,
-                Err(errno) => return Err(link.failed("reading", errno)),
+                Err(Broken::System(Errno::INTR)) => {}
+                Err(Broken::System(Errno::AGAIN)) => {
+                    let alarm = self.alarm.as_ref().filter(|_| link.tls.is_some());
+                    link.wait_unless(alarm.unwrap_or(&link.cancel), PollFlags::IN, self.deadline)?;
+                }
+                Err(broken) => return Err(link.broken("reading", broken)),
             }
         }
         link.check()?;
@@ -234,6 +267,7 @@ impl ReadHalf {
         let Some(command) = &mut self.command else { return Ok(()) };
         let Some(link) = self.link.take() else { return Ok(()) };
         let cancel = link.cancel.clone();
+        link.end(rustix::net::Shutdown::Both);
         drop(link); // closes the pipe: a command that still writes must not wait for us
         command.succeeded(&cancel, true, None)
     }
@@ -258,11 +292,13 @@ pub struct WriteHalf {
     /// The file whose name must be on disk when `finish` returns.
     created: Option<Box<Path>>,
     deadline: Option<Instant>,
+    /// What is to be encrypted next.
+    plain: Vec<u8>,
 }
 
 impl WriteHalf {
     pub(super) fn new(link: Arc<Link>, command: Option<Command>, created: Option<&Path>) -> Self {
-        Self { command, link: Some(link), created: created.map(Into::into), deadline: None }
+        Self { command, link: Some(link), created: created.map(Into::into), deadline: None, plain: Vec::new() }
     }
 
     /// From here on a write that has to wait longer fails as `timeout`: for a time in which nothing can be cancelled.
@@ -318,7 +354,11 @@ impl WriteHalf {
         let Some(link) = &self.link else {
             return Err(Error::new(ErrorKind::InvalidState, "writing to a channel that was finished"));
         };
-        match write_iov(link, vectors, self.deadline) {
+        let written = match &link.tls {
+            Some(tls) => secured::write(link, tls, &mut self.plain, vectors, self.deadline),
+            None => write_iov(link, vectors, self.deadline),
+        };
+        match written {
             // A broken pipe only says that the command has gone; its status says why.
             Err(e) if e.kind == ErrorKind::Closed => match &mut self.command {
                 Some(command) => Err(command.gone_early(&link.cancel)),
@@ -387,9 +427,8 @@ impl WriteHalf {
 
     /// Nothing more will be written: the peer of a socket reads its end behind the last word. Anything else has no way to say so.
     pub fn end(&self) {
-        if let Some(link) = self.link.as_ref().filter(|link| link.kind == Kind::Socket) {
-            // One that is not connected any more has ended already.
-            let _ = rustix::net::shutdown(&*link.fd, rustix::net::Shutdown::Write);
+        if let Some(link) = &self.link {
+            link.end(rustix::net::Shutdown::Write);
         }
     }
 
@@ -400,7 +439,8 @@ impl WriteHalf {
         link.check()?;
         if let Some(command) = &mut self.command {
             let cancel = link.cancel.clone();
-            self.link = None; // the last handle: closes the pipe
+            link.end(rustix::net::Shutdown::Write);
+            self.link = None; // the last handle of a pipe: closes it
             return command.succeeded(&cancel, false, self.deadline);
         }
         if link.kind == Kind::File {

@@ -14,7 +14,9 @@ use rustix::net::{RecvFlags, SocketFlags};
 use serde_json::Value;
 
 use super::cancel::poll_until;
-use super::{Address, Cancel, Channel, Direction, Opened, Uri, cancelled, reason, tcp, unix};
+use super::gather::{Anyone, Unknown};
+use super::tls::Session;
+use super::{Address, Cancel, Channel, Direction, Opened, Tls, Uri, cancelled, reason, tcp, unix};
 use crate::repeats::Repeats;
 use crate::wire::consts::MULTIFD_MAGIC;
 use crate::{ErrorKind, Result};
@@ -29,6 +31,7 @@ const FIRST_WORD: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Listener {
     uri: Uri,
+    tls: Option<Arc<Tls>>,
     source: Source,
 }
 
@@ -45,6 +48,8 @@ pub(super) struct Sockets {
     addresses: Vec<Value>,
     surplus: Mutex<Option<Surplus>>,
     turned_away: Arc<Mutex<TurnedAway>>,
+    /// Accepted, in the middle of their handshakes.
+    further: Mutex<Vec<Unknown>>,
     /// Last: the name goes when nobody accepts any more.
     _file: Option<unix::SocketFile>,
 }
@@ -85,6 +90,12 @@ impl Listener {
     ///
     /// Does not wait for a peer, but for the resolver if the host is a name. Raises `listen`, `bad-uri`.
     pub fn bind(uri: &Uri, descriptor: Option<OwnedFd>) -> Result<Self> {
+        Self::bind_over(uri, descriptor, None)
+    }
+
+    /// The same over TLS, if there is any: a connection counts once its handshake is done.
+    pub fn bind_over(uri: &Uri, descriptor: Option<OwnedFd>, tls: Option<Arc<Tls>>) -> Result<Self> {
+        tls.as_ref().map_or(Ok(()), |tls| tls.suits(uri, Direction::Incoming))?;
         let source = match (uri.address(), descriptor) {
             (Address::Tcp(inet), None) => {
                 let fds = tcp::listen(uri, inet)?;
@@ -94,6 +105,7 @@ impl Listener {
                     addresses,
                     surplus: Mutex::default(),
                     turned_away: Arc::default(),
+                    further: Mutex::default(),
                     _file: None,
                 })
             }
@@ -105,12 +117,15 @@ impl Listener {
                     addresses,
                     surplus: Mutex::default(),
                     turned_away: Arc::default(),
+                    further: Mutex::default(),
                     _file: Some(file),
                 })
             }
-            (address, descriptor) => Source::Once(Mutex::new(Some(Opened::once(uri, address, descriptor, Direction::Incoming)?))),
+            (address, descriptor) => {
+                Source::Once(Mutex::new(Some(Opened::once(uri, address, descriptor, Direction::Incoming, tls.is_some())?)))
+            }
         };
-        Ok(Self { uri: uri.clone(), source })
+        Ok(Self { uri: uri.clone(), tls, source })
     }
 
     /// What it was bound by.
@@ -174,6 +189,11 @@ impl Listener {
         self.accept_one(cancel, true)
     }
 
+    /// What its connections are secured with.
+    pub(super) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_deref()
+    }
+
     /// Its sockets, if peers connect to it.
     pub(super) fn sockets(&self) -> Option<&Sockets> {
         match &self.source {
@@ -184,12 +204,17 @@ impl Listener {
 
     fn accept_one(&self, cancel: &Cancel, more: bool) -> Result<Channel> {
         match &self.source {
+            // A handshake takes time, and nobody waits for one connection's alone.
+            Source::Sockets(_) if self.tls.is_some() => {
+                let first = self.gather_some(cancel, &mut Anyone, more)?.pop();
+                first.ok_or_else(|| self.uri.error(ErrorKind::Closed, "no connection came"))
+            }
             Source::Sockets(sockets) => sockets.accept(&self.uri, cancel, more),
             Source::Once(opened) => {
                 let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let opened = opened.ok_or_else(|| self.uri.error(ErrorKind::InvalidState, "it gives one channel only, which was taken"))?;
                 opened.readable(&self.uri, cancel)?;
-                opened.channel(&self.uri, cancel, Direction::Incoming)
+                opened.secured(&self.uri, self.tls(), cancel, Direction::Incoming)
             }
         }
     }
@@ -208,7 +233,12 @@ impl Sockets {
             *surplus = Some(Surplus::start(uri, &self.fds, &self.turned_away)?);
         }
         drop(surplus);
-        open(uri, fd, cancel)
+        open(uri, fd, cancel, None)
+    }
+
+    /// Those that were accepted and not let in.
+    pub(super) fn further(&self) -> MutexGuard<'_, Vec<Unknown>> {
+        lock(&self.further)
     }
 
     /// The listening ones.
@@ -276,11 +306,11 @@ impl Drop for Surplus {
 }
 
 /// An accepted connection as a channel.
-pub(super) fn open(uri: &Uri, fd: OwnedFd, cancel: &Cancel) -> Result<Channel> {
+pub(super) fn open(uri: &Uri, fd: OwnedFd, cancel: &Cancel, tls: Option<Session>) -> Result<Channel> {
     if matches!(uri.address(), Address::Tcp(_)) {
         tcp::tune(&fd);
     }
-    Opened::socket(fd).channel(uri, cancel, Direction::Incoming)
+    Opened::socket(fd).channel(uri, cancel, Direction::Incoming, tls)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

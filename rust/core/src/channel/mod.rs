@@ -11,6 +11,8 @@
 //! | `fd:name` | a connected socket, or what can be written | a connected socket, or what can be read | sockets |
 //! | `exec:command` | its standard input | its standard output | no |
 //! | `file:path` | created 0600, cut off at the offset | read from the offset | no |
+//!
+//! With [`Tls`] all but files carry records of TLS instead, and a command's input and output are both ours, as a handshake needs.
 
 mod cancel;
 mod exec;
@@ -21,10 +23,12 @@ mod half;
 mod listen;
 mod positioned;
 mod rate;
+mod secured;
 mod tcp;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 mod tests;
+pub mod tls;
 mod unix;
 mod uri;
 
@@ -40,6 +44,7 @@ pub use half::{ReadHalf, WriteHalf};
 pub use listen::Listener;
 pub use positioned::Positioned;
 pub use rate::{Clock, Monotonic, RateLimit, WINDOW};
+pub use tls::Tls;
 pub use uri::{Address, Inet, Uri};
 
 use crate::{Error, ErrorKind, Result};
@@ -75,12 +80,18 @@ impl Channel {
 ///
 /// Blocks for sockets until the peer accepts, refuses, or `cancel` is set. Raises `connect`, `bad-uri`, `timeout`, `cancelled`.
 pub fn connect(uri: &Uri, descriptor: Option<OwnedFd>, cancel: &Cancel) -> Result<Channel> {
+    connect_over(uri, descriptor, None, cancel)
+}
+
+/// The same over TLS, if there is any, with the handshake done. Raises `tls`, too.
+pub fn connect_over(uri: &Uri, descriptor: Option<OwnedFd>, tls: Option<&Tls>, cancel: &Cancel) -> Result<Channel> {
+    tls.map_or(Ok(()), |tls| tls.suits(uri, Direction::Outgoing))?;
     let opened = match (uri.address(), descriptor) {
         (Address::Tcp(inet), None) => Opened::socket(tcp::connect(uri, inet, cancel)?),
         (Address::Unix(path), None) => Opened::socket(unix::connect(uri, path, cancel)?),
-        (address, descriptor) => Opened::once(uri, address, descriptor, Direction::Outgoing)?,
+        (address, descriptor) => Opened::once(uri, address, descriptor, Direction::Outgoing, tls.is_some())?,
     };
-    opened.channel(uri, cancel, Direction::Outgoing)
+    opened.secured(uri, tls, cancel, Direction::Outgoing)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +125,7 @@ impl Opened {
     }
 
     /// Transports that need no listener: fd, exec, file.
-    fn once(uri: &Uri, address: &Address, descriptor: Option<OwnedFd>, direction: Direction) -> Result<Self> {
+    fn once(uri: &Uri, address: &Address, descriptor: Option<OwnedFd>, direction: Direction, secure: bool) -> Result<Self> {
         match (address, descriptor) {
             (Address::Fd(_), Some(fd)) => Ok(Self::socket(fd::check(uri, fd, direction)?)),
             (Address::Fd(name), None) => {
@@ -122,7 +133,11 @@ impl Opened {
             }
             (_, Some(_)) => Err(uri.error(ErrorKind::InvalidArgument, "only fd: takes a descriptor")),
             (Address::Exec(command), None) => {
-                let side = if direction == Direction::Outgoing { exec::Side::Input } else { exec::Side::Output };
+                let side = match direction {
+                    _ if secure => exec::Side::Both,
+                    Direction::Outgoing => exec::Side::Input,
+                    Direction::Incoming => exec::Side::Output,
+                };
                 let (command, fd) = exec::Command::start(uri, command, side, direction.kind())?;
                 Ok(Self { command: Some(command), fd, created: None })
             }
@@ -142,12 +157,23 @@ impl Opened {
         }
     }
 
-    fn channel(mut self, uri: &Uri, cancel: &Cancel, direction: Direction) -> Result<Channel> {
+    /// The channel, after the handshake if there is one to be done.
+    fn secured(self, uri: &Uri, tls: Option<&Tls>, cancel: &Cancel, direction: Direction) -> Result<Channel> {
+        let Some(tls) = tls else { return self.channel(uri, cancel, direction, None) };
+        let socket = half::Kind::prepare(self.fd.as_fd()).map_err(|e| uri.error(direction.kind(), reason(e)))? == half::Kind::Socket;
+        if !socket {
+            return Err(uri.error(ErrorKind::InvalidArgument, "TLS talks both ways; pass a connected socket"));
+        }
+        let session = tls.secure(self.fd.as_fd(), uri, cancel)?;
+        self.channel(uri, cancel, direction, Some(session))
+    }
+
+    fn channel(mut self, uri: &Uri, cancel: &Cancel, direction: Direction, tls: Option<tls::Session>) -> Result<Channel> {
         let kind = half::Kind::prepare(self.fd.as_fd()).map_err(|e| uri.error(direction.kind(), reason(e)))?;
         if let Some(command) = &mut self.command {
             command.ends_with(cancel);
         }
-        let link = Arc::new(half::Link::new(self.fd, kind, uri, cancel));
+        let link = Arc::new(half::Link::new(self.fd, kind, uri, cancel).secured(tls));
         let two_way = kind == half::Kind::Socket;
         let (reader, writer) = match direction {
             Direction::Incoming => {

@@ -8,12 +8,14 @@ use serde_json::json;
 use super::events::Bus;
 use super::parameters::Parameters;
 use super::status::Status;
+use crate::channel::Tls;
 
 #[derive(Debug, Default)]
 pub(super) struct Hub {
     pub(super) bus: Bus,
     capabilities: RwLock<BTreeSet<String>>,
     parameters: RwLock<Arc<Parameters>>,
+    tls: RwLock<Option<Arc<Tls>>>,
 }
 
 impl Hub {
@@ -23,6 +25,15 @@ impl Hub {
 
     pub(super) fn set_parameters(&self, new: Parameters) {
         *self.parameters.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+    }
+
+    /// What channels that are opened from now on are secured with.
+    pub(super) fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_tls(&self, tls: Option<Arc<Tls>>) {
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
     }
 
     pub(super) fn capability(&self, name: &str) -> bool {

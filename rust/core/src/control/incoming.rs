@@ -170,7 +170,7 @@ impl Incoming {
         let witness = self.witness();
         witness.as_ref().map_or_else(|| links.withdraw(), |witness| witness.end());
         self.set_addresses(None);
-        let listener = Listener::bind(uri, fd)?;
+        let listener = Listener::bind_over(uri, fd, self.hub.tls())?;
         self.announce();
         self.set_addresses(Some(listener.addresses()));
         match witness {

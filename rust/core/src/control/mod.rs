@@ -38,7 +38,7 @@ pub use self::parameters::{Compression, Parameters, ZeroPageDetection};
 pub use self::run_state::RunState;
 pub use self::session::{Ownership, Session};
 pub use self::status::Status;
-use crate::channel::{Address, Cancel, Listener, Uri};
+use crate::channel::{Address, Cancel, Listener, Tls, Uri};
 use crate::postcopy::Latency;
 use crate::{Error, ErrorKind, Result};
 
@@ -130,6 +130,16 @@ impl Control {
     /// Replaces the parameters at once.
     pub fn set_parameters(&self, parameters: Parameters) {
         self.hub.set_parameters(parameters);
+    }
+
+    /// What the channels of the next migration are secured with; read when one begins, when listening begins, and by a recovery.
+    pub fn set_tls(&self, tls: Option<Arc<Tls>>) {
+        self.hub.set_tls(tls);
+    }
+
+    /// The same, for who listens.
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.hub.tls()
     }
 
     /// True if the capability is on.

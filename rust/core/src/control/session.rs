@@ -27,7 +27,7 @@ use super::counters::Counters;
 use super::hub::Hub;
 use super::links::Links;
 use super::status::{Status, StatusWord};
-use crate::channel::{self, Cancel, Channel, Registration, Uri};
+use crate::channel::{self, Cancel, Channel, Registration, Tls, Uri};
 use crate::{Error, ErrorKind, Result};
 
 /// Who may run the machine.
@@ -57,6 +57,7 @@ struct Times {
 struct Target {
     uri: Uri,
     fd: Option<OwnedFd>,
+    tls: Option<Arc<Tls>>,
 }
 
 /// One attempt to give the machine away.
@@ -79,6 +80,8 @@ pub struct Session {
     /// The destination has recovered once: it ran the machine, whatever it may say.
     recovered: AtomicBool,
     links: Arc<Links<Target>>,
+    /// What every channel of the present connection is secured with.
+    tls: Mutex<Option<Arc<Tls>>>,
     /// Why the last connection was lost, or could not be made.
     link_error: Mutex<Option<Error>>,
 }
@@ -93,6 +96,7 @@ impl Session {
             _hurried: cancel.register(Box::new(move || too.set())),
             hurry,
             links: Links::new(&cancel),
+            tls: Mutex::new(hub.tls()),
             cancel,
             counters: Counters::default(),
             status: StatusWord::new(Status::None),
@@ -238,6 +242,12 @@ impl Session {
         self.links.switch()
     }
 
+    /// Opens a channel of the present connection, with its handshake done if there is TLS. `fd` as for [`channel::connect`].
+    pub fn open(&self, uri: &Uri, fd: Option<OwnedFd>) -> Result<Channel> {
+        let tls = self.tls.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        channel::connect_over(uri, fd, tls.as_deref(), &self.link()?)
+    }
+
     /// The connection broke in postcopy: everything of it is cut and the status becomes `postcopy-paused`. False in any other status,
     /// and after an error; then it is a failure.
     pub fn lose_link(&self, error: &Error) -> bool {
@@ -255,7 +265,11 @@ impl Session {
     /// In `postcopy-paused`: waits for `migrate` with `resume` and connects. The status becomes `postcopy-recover`. A connection that
     /// cannot be made is shown by query-migrate, and the waiting goes on. Fails as `cancelled` when the session ends.
     pub fn wait_for_link(&self) -> Result<Channel> {
-        let open = |target: Target, switch: &Cancel| channel::connect(&target.uri, target.fd, switch);
+        let open = |target: Target, switch: &Cancel| {
+            let channel = channel::connect_over(&target.uri, target.fd, target.tls.as_deref(), switch)?;
+            *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = target.tls;
+            Ok(channel)
+        };
         let channel = self.links.wait(open, |error| self.note_link_error(error))?;
         self.recovered.store(true, Ordering::Release);
         if self.transition(Status::PostcopyPaused, Status::PostcopyRecover) {
@@ -274,7 +288,7 @@ impl Session {
     }
 
     pub(super) fn resume(&self, uri: &Uri, fd: Option<OwnedFd>) {
-        self.links.post(Target { uri: uri.clone(), fd });
+        self.links.post(Target { uri: uri.clone(), fd, tls: self.hub.tls() });
     }
 
     /// `migrate-pause`: cuts the connection; whoever moves bytes finds it and pauses.

@@ -25,7 +25,7 @@ impl Incoming {
     /// Bind or open; the addresses in the form of `socket-address`.
     pub fn listen(&self, uri: &Uri, fd: Option<OwnedFd>) -> Result<serde_json::Value> {
         self.control.check_transport(uri)?;
-        let listener = Listener::bind(uri, fd)?;
+        let listener = Listener::bind_over(uri, fd, self.control.tls())?;
         let addresses = listener.addresses();
         self.link().listener = Some(Arc::new(listener));
         Ok(addresses)

@@ -10,7 +10,7 @@ use super::ram_saver::{RamSaver, Turn};
 use super::return_path::ReturnPath;
 use super::stream::Stream;
 use super::ways;
-use crate::channel::{self, Address, Channel, Uri, WriteHalf};
+use crate::channel::{Address, Channel, Uri, WriteHalf};
 use crate::control::{Control, Phase, Session, Status, no_file};
 use crate::ram::dirty::DirtyMode;
 use crate::ram::{Block, RamList};
@@ -204,14 +204,14 @@ impl Outgoing {
         if multifd.is_some() && self.plan.is_some() {
             return Err(Error::new(ErrorKind::InvalidArgument, "postcopy-ram does not go with multifd: switch one off"));
         }
-        let channel = channel::connect(uri, fd, &self.session.link()?)?;
+        let channel = self.session.open(uri, fd)?;
         self.two_way = channel.two_way();
         if self.plan.is_some() && !self.two_way {
             return Err(postcopy::one_way());
         }
         self.connect_second(uri, Format::V7_2)?;
         if let Some(plan) = multifd {
-            self.multifd = Some((plan, plan.connect(uri, self.uuid, self.answer_deadline, &self.session.link()?)?));
+            self.multifd = Some((plan, plan.connect(uri, self.uuid, self.answer_deadline, &self.session)?));
         }
         self.uri = Some(uri.clone());
         let to_file = channel.writer.as_ref().is_some_and(WriteHalf::is_file);

@@ -29,7 +29,7 @@ use super::return_path::ReturnPath;
 use super::stream::Stream;
 use super::unsent::{Place, Unsent};
 use super::urgent::Urgent;
-use crate::channel::{self, Address, Uri, WriteHalf};
+use crate::channel::{Address, Uri, WriteHalf};
 use crate::control::{Phase, Status};
 use crate::ram::Bitmap;
 use crate::wire::consts::PAGE_SIZE;
@@ -85,7 +85,7 @@ impl Outgoing {
     /// The second channel, where the destination waits for it from the start (7.2).
     pub(super) fn connect_second(&mut self, uri: &Uri, when: Format) -> Result<()> {
         if self.preempt() && self.options.format == when {
-            let channel = channel::connect(uri, None, &self.session.link()?)?;
+            let channel = self.session.open(uri, None)?;
             self.second = channel.split().1;
         }
         Ok(())

@@ -62,6 +62,13 @@ impl<'a> IoVec<'a> {
         Self { base: self.base.wrapping_add(count), len: self.len - count, memory: PhantomData }
     }
 
+    /// Copies its first bytes. Panics if it has fewer.
+    pub fn copy_to(&self, into: &mut [u8]) {
+        assert!(into.len() <= self.len, "{} bytes of a vector of {}", into.len(), self.len);
+        // SAFETY: readable for its length by whoever made it; `into` is ours and no guest memory. What a guest tears is found dirty.
+        unsafe { std::ptr::copy_nonoverlapping(self.base, into.as_mut_ptr(), into.len()) }
+    }
+
     fn slices<'s>(vectors: &'s [IoVec<'a>]) -> &'s [IoSlice<'a>] {
         // SAFETY: same layout (asserted above), same lifetimes; the callers below hand it to the kernel and never dereference it.
         unsafe { std::slice::from_raw_parts(vectors.as_ptr().cast(), vectors.len()) }
@@ -107,6 +114,13 @@ impl<'a> IoVecMut<'a> {
         assert!(count <= self.len, "{count} bytes of a vector of {}", self.len);
         self.base = self.base.wrapping_add(count);
         self.len -= count;
+    }
+
+    /// Copies to its beginning. Panics if it has less room.
+    pub fn fill(&mut self, from: &[u8]) {
+        assert!(from.len() <= self.len, "{} bytes for a vector of {}", from.len(), self.len);
+        // SAFETY: writable for its length by whoever made it; `from` is ours and no guest memory.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.base, from.len()) }
     }
 
     fn slices<'s>(vectors: &'s mut [IoVecMut<'a>]) -> &'s mut [IoSliceMut<'a>] {

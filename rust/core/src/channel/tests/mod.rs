@@ -325,7 +325,7 @@ fn an_fd_is_taken_as_what_it_is() {
     let outgoing = connect(&uri("fd:w"), Some(writer), &cancel()).unwrap();
     assert!(!outgoing.two_way() && outgoing.reader.is_none());
     rustix::io::fcntl_setfd(&reader, rustix::io::FdFlags::empty()).unwrap();
-    let incoming = Opened::once(&uri("fd:r"), uri("fd:r").address(), Some(reader), Direction::Incoming).unwrap();
+    let incoming = Opened::once(&uri("fd:r"), uri("fd:r").address(), Some(reader), Direction::Incoming, false).unwrap();
     assert!(rustix::io::fcntl_getfd(&incoming.fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
 }
 

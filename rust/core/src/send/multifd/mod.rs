@@ -25,7 +25,7 @@ use super::outgoing::Format;
 use super::return_path::Ear;
 use super::stream::Stream;
 use super::ways::{MainRecords, Page, Way};
-use crate::channel::{self, Address, Cancel, Uri, WriteHalf};
+use crate::channel::{Address, Uri, WriteHalf};
 use crate::control::{Compression, Control, Session, ZeroPageDetection};
 use crate::ram::Block;
 use crate::wire::SectionKind;
@@ -79,9 +79,9 @@ impl Plan {
     }
 
     /// Open the channels, which must come after the main one, and say who they are. A peer that takes nothing for `patience` is dead.
-    pub fn connect(&self, uri: &Uri, uuid: [u8; 16], patience: Duration, switch: &Cancel) -> Result<Vec<WriteHalf>> {
+    pub fn connect(&self, uri: &Uri, uuid: [u8; 16], patience: Duration, session: &Session) -> Result<Vec<WriteHalf>> {
         let open = |channel| {
-            let writer = channel::connect(uri, None, switch)?.split().1;
+            let writer = session.open(uri, None)?.split().1;
             let mut writer = writer.ok_or_else(|| Error::new(ErrorKind::BadUri, format!("{uri}: this channel cannot be written to")))?;
             writer.set_patience(patience);
             writer.bound_unsent((UNSENT / u32::from(self.channels)).max(LEAST_UNSENT));
