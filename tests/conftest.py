@@ -121,6 +121,25 @@ def shm_path() -> Iterator[Path]:
 
 
 @pytest.fixture
+def room(tmp_path: Path) -> Iterator[Callable[[int], bool]]:
+    """A function that gives the file system at `tmp_path/small` room for so many bytes; 2 MiB at first."""
+    import subprocess
+
+    place = tmp_path / "small"
+    place.mkdir()
+
+    def mount(size: int, *options: str) -> bool:
+        words = ["mount", "-t", "tmpfs", "-o", ",".join([*options, f"size={size}"]), "tmpfs", str(place)]
+        return subprocess.run(words, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+    if not mount(2 << 20):
+        assert os.environ.get("QMIG_REQUIRE_MOUNT") != "1", "a small tmpfs is required here and cannot be mounted"
+        pytest.skip("a small tmpfs cannot be mounted; run as root")
+    yield lambda size: mount(size, "remount")
+    subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+@pytest.fixture
 def huge_pages() -> Iterator[Callable[[int], None]]:
     """`huge_pages(size)` sees to it that `size` bytes of free huge pages (2 MiB) are there, for the time of the test.
 

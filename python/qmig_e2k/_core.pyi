@@ -380,8 +380,12 @@ class Control:
     def outgoing_status(self) -> str: ...
     @property
     def incoming_status(self) -> str: ...
-    def begin_outgoing(self) -> None:
-        """Status none -> setup (event), fresh counters and ownership. Raises `invalid-state` until finish_outgoing() was called for the one before."""
+    def begin_outgoing(self, snapshot: bool = False) -> None:
+        """Status none -> setup (event), fresh counters and ownership. Raises `invalid-state` until finish_outgoing() was called for the one before.
+
+        `snapshot`: the stream is kept here and so is the machine; the status stays `setup` up to its final one, and a failure after
+        Outgoing.finish() is an ordinary one.
+        """
     def set_outgoing_status(self, old: str, new: str) -> bool:
         """Compare-and-swap; True if it was `old` and no error is recorded. Emits MIGRATION if the `events` capability is set."""
     def fail_outgoing(self, message: str) -> None:

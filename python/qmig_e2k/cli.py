@@ -316,8 +316,8 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="wait for a migration at URI; defer: until migrate-incoming",
     )
     _suggest(incoming, lambda: ("defer", "tcp:", "unix:", "fd:", "exec:", "file:"))
-    add("-loadvm", metavar="NAME", help="not built yet")
-    add("--snapshot-dir", metavar="DIR", help="not built yet")
+    add("-loadvm", "--loadvm", metavar="NAME", help="begin with snapshot NAME of --snapshot-dir")
+    add("--snapshot-dir", type=Path, metavar="DIR", help="where savevm puts snapshots; made if it is not there")
     add("-name", metavar="NAME", help="name of the machine (query-name)")
     add("-uuid", type=UUID, metavar="UUID", help="UUID of the machine, compared if validate-uuid is on")
     add("--only-migratable", "-only-migratable", action="store_true", help="refuse whatever would block a migration")
@@ -355,10 +355,10 @@ def _serve(options: argparse.Namespace) -> int:
 
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="qmig-e2k: %(message)s")
-    for option, value in (("-loadvm", options.loadvm), ("--snapshot-dir", options.snapshot_dir)):
-        if value is not None:
-            remedy = "migrate to file:PATH, and start from it with --incoming file:PATH"
-            raise migration_error("unsupported", f"{option} {value}: snapshots are not built yet; {remedy}")
+    if options.loadvm is not None and options.incoming is not None:
+        raise migration_error("invalid-argument", "-loadvm and --incoming exclude each other: both bring a machine")
+    if options.loadvm is not None and options.snapshot_dir is None:
+        raise migration_error("invalid-argument", f"-loadvm {options.loadvm}: say where it is with --snapshot-dir DIR")
     machine, tags = options.machine
     serve(
         Options(
@@ -373,6 +373,8 @@ def _serve(options: argparse.Namespace) -> int:
             kernel=options.kernel,
             paused=options.paused,
             incoming=options.incoming,
+            loadvm=options.loadvm,
+            snapshot_dir=options.snapshot_dir,
             name=options.name,
             uuid=options.uuid,
             only_migratable=options.only_migratable,

@@ -49,6 +49,8 @@ class Options:
     kernel: Path | None = None
     paused: bool = False
     incoming: str | None = None
+    loadvm: str | None = None
+    snapshot_dir: Path | None = None
     name: str | None = None
     uuid: UUID | None = None
     only_migratable: bool = False
@@ -134,6 +136,7 @@ def serve(options: Options) -> None:
             name=options.name,
             uuid=options.uuid,
             settings=settings,
+            snapshot_dir=options.snapshot_dir,
         )
         for block in blocks:
             vm.add_ram(block.name, buffer=block)
@@ -168,6 +171,8 @@ def _stop(vm: Vm, guest: ModelGuest, server: QmpServer) -> None:
 def _begin(options: Options, vm: Vm) -> None:
     """Let the machine run, or wait for it."""
     vm.machine.autostart = not options.paused
+    if options.loadvm is not None:
+        vm.loadvm(options.loadvm)
     if options.incoming is not None:
         arrival = vm.incoming(options.incoming)
         if arrival is not None:

@@ -24,12 +24,15 @@ from qmig_e2k.migration.lifetime import close_with_program
 from qmig_e2k.migration.machine import Machine, MappedRam
 from qmig_e2k.migration.outgoing import migrate, resume_switchover
 from qmig_e2k.migration.settings import Settings
+from qmig_e2k.migration.snapshot_files import SnapshotDirectory
+from qmig_e2k.migration.snapshots import delvm, loadvm, savevm, snapshots
 from qmig_e2k.monitor.server import QmpServer
 from qmig_e2k.savevm import Profile, SaveVmHandler
 from qmig_e2k.vmstate import VMStateDescription
 from qmig_e2k.vmstate.mapped import view
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping
     from uuid import UUID
 
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from qmig_e2k.e2k import Machine as Hardware
     from qmig_e2k.migration.handle import Arrival, Migration
     from qmig_e2k.migration.machine import Emulator
+    from qmig_e2k.migration.snapshot_files import Snapshot
     from qmig_e2k.savevm import Entry
     from qmig_e2k.vmstate import Format
 
@@ -66,9 +70,11 @@ class Vm:
         format: whose stream this side writes (contract section 4).
         settings: instead of `format`: all settings at once.
         running: the emulator is running already.
+        snapshot_dir: directory of its snapshots, made if it is not there; None: it has none.
 
     Raises:
-        MigrationError: `invalid-argument` for an unknown machine type, number of vCPUs or format.
+        MigrationError: `invalid-argument` for an unknown machine type, number of vCPUs or format; `io` if there can be
+            no such directory.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class Vm:
         format: Format = "7.2",  # noqa: A002  the word of the command line
         settings: Settings | None = None,
         running: bool = False,
+        snapshot_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if not 1 <= cpus <= MAX_CPUS:
             raise migration_error("invalid-argument", f"a machine has 1 to {MAX_CPUS} vCPUs, not {cpus}")
@@ -96,6 +103,8 @@ class Vm:
             running=running,
             cpus=cpus,
         )
+        if snapshot_dir is not None:
+            self.machine.snapshots = SnapshotDirectory(snapshot_dir)
         self._hardware = hardware
         self._emulator = emulator
         hardware.register(self.machine.registry, self.machine.clock, self.machine.global_state)
@@ -298,19 +307,37 @@ class Vm:
             return None
         return incoming(self.machine, uri, fd)
 
+    # snapshots
+
     def savevm(self, name: str) -> None:
-        """Refused: snapshots are not built yet."""
-        raise migration_error(
-            "unsupported",
-            f"snapshot {name!r} cannot be saved: snapshots are not built yet; migrate to file:PATH instead",
-        )
+        """Save the machine as snapshot `name`; a guest that runs stands still meanwhile, and runs on.
+
+        A snapshot of that name is replaced, in one step, when the new one is on disk. What the emulator keeps on disks
+        of its own is not part of it.
+
+        Raises:
+            MigrationError: `invalid-state`, `blocked`, `invalid-argument`; `io`, `device-state`, `cancelled` and the
+                like. The machine goes on as before, and an earlier snapshot of that name is whole.
+        """
+        savevm(self.machine, name)
 
     def loadvm(self, name: str) -> None:
-        """Refused: snapshots are not built yet."""
-        raise migration_error(
-            "unsupported",
-            f"snapshot {name!r} cannot be loaded: snapshots are not built yet; use incoming('file:PATH') instead",
-        )
+        """Go back to snapshot `name`; the guest runs on from there if it ran before.
+
+        Raises:
+            MigrationError: `invalid-state`, `blocked`, `invalid-argument`, or `io` for a snapshot that is missing or
+                cut off: nothing has happened. StreamError and the like: the machine has no state any more; it stands
+                still until another `loadvm`, or `reset`.
+        """
+        loadvm(self.machine, name)
+
+    def delvm(self, name: str) -> None:
+        """Delete snapshot `name`. Raises MigrationError (`io`, `invalid-argument`, `invalid-state`)."""
+        delvm(self.machine, name)
+
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots in the machine's directory, the oldest first. Raises MigrationError (`io`, `invalid-state`)."""
+        return snapshots(self.machine)
 
     # being controlled
 

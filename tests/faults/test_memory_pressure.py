@@ -4,8 +4,6 @@ Both sides are paused, with the reason at the destination; who waits for a page 
 a recovery goes on where it stopped.
 """
 
-import os
-import subprocess
 import threading
 
 import pytest
@@ -17,23 +15,6 @@ SIZE = 8 << 20
 ROOM = 2 << 20
 SLOW = 256 << 10
 """Bytes per second before the switch: precopy does not fill the little room that there is."""
-
-
-@pytest.fixture
-def room(tmp_path):
-    """A function that gives the file system at `tmp_path/small` room for so many bytes."""
-    place = tmp_path / "small"
-    place.mkdir()
-
-    def mount(size, *options):
-        words = ["mount", "-t", "tmpfs", "-o", ",".join([*options, f"size={size}"]), "tmpfs", str(place)]
-        return subprocess.run(words, stderr=subprocess.DEVNULL, check=False).returncode == 0
-
-    if not mount(ROOM):
-        assert os.environ.get("QMIG_REQUIRE_MOUNT") != "1", "a small tmpfs is required here and cannot be mounted"
-        pytest.skip("a small tmpfs cannot be mounted; run as root")
-    yield lambda size: mount(size, "remount")
-    subprocess.run(["umount", "-l", str(place)], check=False)
 
 
 @pytest.mark.parametrize("preempt", [False, True])

@@ -10,15 +10,15 @@ import logging
 import threading
 import time
 
-from qmig_e2k._core import Incoming, MigrationError, SectionEvent
+from qmig_e2k._core import Control, Incoming, MigrationError
 from qmig_e2k.errors import as_migration_error, migration_error, stream_error
 from qmig_e2k.migration.descriptors import closed_on_error, inherited, refuse_unwanted
 from qmig_e2k.migration.handle import Arrival
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.stream import Loading
-from qmig_e2k.savevm import check_configuration
+from qmig_e2k.savevm import Configuration, check_configuration
 
-__all__ = ["incoming"]
+__all__ = ["incoming", "load", "refuse_unmigratable"]
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,8 @@ class _Destination:
         try:
             self._source.accept()
             self._control.set_incoming_status("none", "active")
-            if self._load():
+            refuse_unmigratable(self._machine)
+            if load(self._machine, self._control, self._source, self._machine.configuration()):
                 self._arrive(postcopy=True)
                 self._wait()
             else:
@@ -102,54 +103,6 @@ class _Destination:
             self._answer(1)
             self._control.fail_incoming(str(failure))
         self._arrival.finish(failure)
-
-    def _load(self) -> bool:
-        """Read everything, or up to where postcopy lets the machine run: then True.
-
-        Without the machine lock, which commands would then wait for as long as the source likes: the status keeps them
-        from the devices. A reset that began before the status changed ends before this one's.
-
-        In postcopy the devices are loaded while memory arrives. A handler that touches a missing page stops here with
-        the interpreter's lock held, and goes on when the core, which needs none, has fetched it.
-        """
-        machine = self._machine
-        unmigratable = machine.registry.unmigratable()
-        if unmigratable:
-            raise migration_error("blocked", f"device {unmigratable[0]} cannot be migrated")
-        machine.reset_devices()
-        loading = Loading(machine.registry)
-        begun = 0
-        while (event := self._source.next()).type not in ("eof", "run"):
-            if event.type == "configuration":
-                self._compare(event)
-            elif event.type == "fence":
-                self._check_complete(loading)
-            else:
-                if event.type == "full":
-                    begun = begun or time.perf_counter_ns()
-                loading.load(event, self._source.reader)
-                self._source.section_done()
-        self._check_complete(loading)
-        if begun:
-            self._control.note_time("load", (time.perf_counter_ns() - begun) // 1000)
-        return event.type == "run"
-
-    def _compare(self, event: SectionEvent) -> None:
-        check_configuration(
-            self._machine.configuration(),
-            event.machine,
-            capabilities=event.capabilities,
-            uuid=event.uuid,
-            page_bits=event.page_bits,
-            offset=event.offset,
-        )
-
-    def _check_complete(self, loading: Loading) -> None:
-        """Refuse now what could not run later: at a fence the source still has the machine."""
-        loading.check_complete()
-        state = self._machine.global_state.received
-        if state in _NO_ARRIVAL:
-            raise stream_error("device-state", f"a machine cannot arrive in run state {state!r}", path="globalstate/0")
 
     def _arrive(self, *, postcopy: bool) -> None:
         machine = self._machine
@@ -178,3 +131,59 @@ class _Destination:
             log.info("the source did not hear the outcome: %s", error)
         finally:
             self._source.close()
+
+
+def refuse_unmigratable(machine: Machine) -> None:
+    """Raises MigrationError (`blocked`) if the machine has a device whose state no stream brings."""
+    unmigratable = machine.registry.unmigratable()
+    if unmigratable:
+        raise migration_error("blocked", f"device {unmigratable[0]} cannot be migrated")
+
+
+def load(machine: Machine, control: Control, source: Incoming, configuration: Configuration) -> bool:
+    """Read everything, or up to where postcopy lets the machine run: then True.
+
+    A migration is loaded without the machine lock, which commands would then wait for as long as the source likes: the
+    status keeps them from the devices. A reset that began before the status changed ends before this one's.
+
+    In postcopy the devices are loaded while memory arrives. A handler that touches a missing page stops here with
+    the interpreter's lock held, and goes on when the core, which needs none, has fetched it.
+
+    Args:
+        machine: where it goes; it stands still.
+        control: of the load.
+        source: a channel was accepted.
+        configuration: what the stream's must be like.
+    """
+    machine.reset_devices()
+    loading = Loading(machine.registry)
+    begun = 0
+    while (event := source.next()).type not in ("eof", "run"):
+        if event.type == "configuration":
+            check_configuration(
+                configuration,
+                event.machine,
+                capabilities=event.capabilities,
+                uuid=event.uuid,
+                page_bits=event.page_bits,
+                offset=event.offset,
+            )
+        elif event.type == "fence":
+            _check_complete(machine, loading)
+        else:
+            if event.type == "full":
+                begun = begun or time.perf_counter_ns()
+            loading.load(event, source.reader)
+            source.section_done()
+    _check_complete(machine, loading)
+    if begun:
+        control.note_time("load", (time.perf_counter_ns() - begun) // 1000)
+    return event.type == "run"
+
+
+def _check_complete(machine: Machine, loading: Loading) -> None:
+    """Refuse now what could not run later: at a fence the source still has the machine."""
+    loading.check_complete()
+    state = machine.global_state.received
+    if state in _NO_ARRIVAL:
+        raise stream_error("device-state", f"a machine cannot arrive in run state {state!r}", path="globalstate/0")

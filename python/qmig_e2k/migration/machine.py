@@ -19,6 +19,7 @@ from qmig_e2k._core import Block, Control, check_postcopy
 from qmig_e2k.corelog import forward
 from qmig_e2k.errors import MigrationError, migration_error
 from qmig_e2k.migration.blockers import POSTCOPY, RUNNING, Blockers
+from qmig_e2k.migration.jobs import Jobs
 from qmig_e2k.migration.lifetime import end_with_program
 from qmig_e2k.migration.lock import MachineLock
 from qmig_e2k.migration.settings import Settings
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from qmig_e2k.migration.handle import Arrival, Migration
     from qmig_e2k.migration.lifetime import Closable
+    from qmig_e2k.migration.snapshot_files import SnapshotDirectory
 
 __all__ = ["Emulator", "Machine", "MappedRam"]
 
@@ -92,6 +94,11 @@ class Machine:
         arrival: the incoming migration that listens or is being loaded, or the last one.
         departure: the outgoing migration under way, or the last one.
         servers: QMP servers that `close` ends.
+        snapshots: where its snapshots are, if it has a place for them.
+        jobs: what `snapshot-save` and the like have begun.
+        saving: a snapshot is being saved, as an outgoing migration.
+        restoring: the snapshot that is being loaded, for who would end that.
+        lost: why the machine has no state that could run, until it is reset or something else was loaded.
     """
 
     def __init__(
@@ -131,6 +138,11 @@ class Machine:
         self.arrival: Arrival | None = None
         self.departure: Migration | None = None
         self.servers: list[Closable] = []
+        self.snapshots: SnapshotDirectory | None = None
+        self.jobs = Jobs(self.control)
+        self.saving = False
+        self.restoring: Control | None = None
+        self.lost: str | None = None
         self.publish_settings()
         if running:
             self.control.set_run_state("running")
@@ -140,7 +152,9 @@ class Machine:
 
     def publish_settings(self) -> None:
         """Hand capabilities and parameters to the core, where they take effect at once."""
-        self.control.set_capabilities(self.settings.capabilities.enabled)
+        enabled = self.settings.capabilities.enabled
+        # a snapshot is a plain stream: the others are for migrations
+        self.control.set_capabilities([name for name in enabled if name == "events" or not self.saving])
         self.control.set_parameters(json.dumps(self.settings.parameters.values()))
 
     def set_capabilities(self, changes: Iterable[tuple[str, bool]]) -> None:
@@ -224,6 +238,7 @@ class Machine:
         with self.lock:
             if self.running:
                 return
+            self.refuse_lost()
             self.activate_storage()
             self.control.set_run_state("running")
             self._run()
@@ -320,6 +335,7 @@ class Machine:
                     self.control.set_run_state("internal-error")
                     self.control.emit("STOP")
                 raise migration_error("invalid-state", f"the emulator could not be reset: {error}") from error
+            self.lost = None
             if not running and self.control.run_state != "inmigrate":
                 self.control.set_run_state("prelaunch")
         self.control.emit("RESET", '{"guest": false, "reason": "host-qmp-system-reset"}')
@@ -380,6 +396,7 @@ class Machine:
                 if self.control.run_state != "prelaunch":
                     raise migration_error("invalid-state", "a machine that has run cannot receive a migration")
                 self.control.set_run_state("inmigrate")
+                self.lost = None
                 self._storage_active = False
 
     def arrive(self, state: str | None) -> None:
@@ -416,6 +433,8 @@ class Machine:
         so is one that receives: nothing of the machine is left then, and whoever waits for a page of it waits on.
         """
         self.control.cancel()
+        if (restoring := self.restoring) is not None:
+            restoring.cancel()
         if self.control.outgoing_status == "postcopy-paused":
             self.control.fail_outgoing("the machine was closed while the destination still needed its memory")
         if self.arrival is not None:
@@ -471,6 +490,7 @@ class Machine:
         self.abandon()  # first: a command may be waiting for the end of a switchover
         while self.servers:
             self.servers.pop().close()
+        self.jobs.close(self.abandon)
         self.abandon()  # what a last command began
         for handle in (self.departure, self.arrival):
             while handle is not None and not handle.ended(_CLOSE_POLL):
@@ -481,8 +501,15 @@ class Machine:
 
     def refuse_change(self, what: str) -> None:
         """Raises MigrationError (`invalid-state`) while a migration is under way in either direction."""
-        if self.control.outgoing_status in RUNNING or self.control.incoming_status in RUNNING:
+        stored = self.saving or self.restoring is not None
+        if stored or self.control.outgoing_status in RUNNING or self.control.incoming_status in RUNNING:
             raise migration_error("invalid-state", f"{what} while a migration is under way")
+
+    def refuse_lost(self) -> None:
+        """Raises MigrationError (`invalid-state`) if the machine has no state that could run."""
+        if self.lost is not None:
+            remedy = "load a snapshot (`loadvm`) or reset it (`system_reset`) first"
+            raise migration_error("invalid-state", f"the machine cannot run: {self.lost}; {remedy}")
 
     # RAM -----------------------------------------------------------------------------------------------------------
 

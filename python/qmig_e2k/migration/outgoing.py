@@ -21,7 +21,7 @@ from qmig_e2k.migration.lock import MachineLock
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.stream import Saving
 
-__all__ = ["migrate", "resume_switchover"]
+__all__ = ["admit", "migrate", "new_outgoing", "refuse_absent", "refuse_busy", "resume_switchover"]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def migrate(machine: Machine, uri: str, fd: int | None = None) -> Migration:
     """
     with closed_on_error(fd), machine.settings_lock:
         refuse_unwanted(uri, fd)
-        _admit(machine)
+        admit(machine)
         machine.settings.check_file()
         machine.control.begin_outgoing()
         try:
@@ -71,9 +71,26 @@ def resume_switchover(machine: Machine, state: str) -> None:
     machine.switchover_released.set()
 
 
-def _admit(machine: Machine) -> None:
+def admit(machine: Machine) -> None:
+    """Raises MigrationError (`invalid-state`, `blocked`) if the machine cannot be sent, or saved, now."""
+    refuse_busy(machine)
+    machine.refuse_lost()
+    refuse_absent(machine)
+    reasons = machine.blockers.reasons()
+    if reasons:
+        raise migration_error("blocked", reasons[0])
+
+
+def refuse_busy(machine: Machine) -> None:
+    """Raises MigrationError (`invalid-state`) while a machine is sent, saved or brought back."""
     if machine.control.outgoing_status in RUNNING:
         raise migration_error("invalid-state", "a migration is in progress already")
+    if machine.saving or machine.restoring is not None:
+        raise migration_error("invalid-state", "a snapshot is being saved or loaded: wait for its end")
+
+
+def refuse_absent(machine: Machine) -> None:
+    """Raises MigrationError (`invalid-state`) if the machine, or part of it, is elsewhere."""
     incoming = machine.control.incoming_status
     if incoming in POSTCOPY:
         raise migration_error(
@@ -88,29 +105,31 @@ def _admit(machine: Machine) -> None:
             "invalid-state",
             "the machine was handed over by an earlier migration; it has to run (`cont`) or be reset first",
         )
-    reasons = machine.blockers.reasons()
-    if reasons:
-        raise migration_error("blocked", reasons[0])
+
+
+def new_outgoing(machine: Machine, saving: Saving) -> Outgoing:
+    """The core's part of the migration that `machine.control` has begun."""
+    profile = machine.settings.profile
+    return Outgoing(
+        machine.control,
+        machine.blocks,
+        format=profile.format,
+        section_id=saving.ram_section_id,
+        footers=profile.footers,
+        switchover_start=profile.switchover_start,
+        dirty_log=machine.dirty_log,
+    )
 
 
 class _Source:
     """One outgoing migration that has been admitted."""
 
     def __init__(self, machine: Machine, uri: str) -> None:
-        profile = machine.settings.profile
         self._machine = machine
         self._control = machine.control
         self._uri = uri
         self._saving = Saving(machine.registry, machine.configuration())
-        self._out = Outgoing(
-            machine.control,
-            machine.blocks,
-            format=profile.format,
-            section_id=self._saving.ram_section_id,
-            footers=profile.footers,
-            switchover_start=profile.switchover_start,
-            dirty_log=machine.dirty_log,
-        )
+        self._out = new_outgoing(machine, self._saving)
         self.handle = machine.departure = Migration(machine.control, uri)
 
     def launch(self, fd: int | None) -> None:

@@ -1,8 +1,10 @@
 """What Python writes to a stream and reads from it: the sections of all handlers but RAM; is one missing?"""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 from qmig_e2k._core import Reader, SectionEvent
 from qmig_e2k.errors import stream_error
@@ -34,9 +36,11 @@ _PART_BUDGET = 1 << 20
 class Saving:
     """One stream being written. RAM's sections are the core's; None stands for them."""
 
-    def __init__(self, registry: Registry, configuration: Configuration) -> None:
+    def __init__(self, registry: Registry, configuration: Configuration, mark: Mapping[str, Any] | None = None) -> None:
+        """`mark`: further members of the description, which then is written whatever the profile says."""
         self._registry = registry
-        self._profile = registry.profile
+        self._profile = replace(registry.profile, description=True) if mark else registry.profile
+        self._mark = mark
         self.head, self._described = stream_head(configuration, self._profile)
         live = ((entry, entry.handler) for entry in registry.live)
         self._live = [(e, h) for e, h in live if isinstance(h, SaveVmHandler) and guarded(e, h.is_active)]
@@ -72,7 +76,7 @@ class Saving:
         The machine is stopped.
         """
         saved = save_full(self._registry)
-        return saved.data, stream_tail(self._profile, saved.devices, self._described), saved.microseconds
+        return saved.data, stream_tail(self._profile, saved.devices, self._described, self._mark), saved.microseconds
 
     def cleanup(self) -> None:
         """The migration is over, whatever way it ended."""

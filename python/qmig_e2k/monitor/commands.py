@@ -21,7 +21,7 @@ from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.outgoing import migrate, resume_switchover
 from qmig_e2k.migration.parameters import ALIASES as PARAMETER_ALIASES
 from qmig_e2k.migration.parameters import PARAMETERS, REFUSED, Parameter
-from qmig_e2k.monitor import hmp, legacy
+from qmig_e2k.monitor import hmp, legacy, snapshots
 from qmig_e2k.monitor.hmp_line import Leave
 from qmig_e2k.monitor.schema import (
     ANYTHING,
@@ -256,6 +256,11 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "query-target": Entry(lambda _: {"arch": "e2k"}),
         "client_migrate_info": _refusal("this machine has no display to hand over"),
         "x-colo-lost-heartbeat": _refusal(COLO),
+        "snapshot-save": Entry(lambda call: snapshots.save(call.machine, call.arguments), snapshots.WITH_STATE),
+        "snapshot-load": Entry(lambda call: snapshots.load(call.machine, call.arguments), snapshots.WITH_STATE),
+        "snapshot-delete": Entry(lambda call: snapshots.delete(call.machine, call.arguments), snapshots.WITHOUT_STATE),
+        "query-jobs": Entry(lambda call: call.machine.jobs.query()),
+        "job-dismiss": Entry(lambda call: call.machine.jobs.dismiss(call["id"]), Struct({"id": STR})),
         "announce-self": _refusal("this machine has no network device"),
         "object-add": Entry(_object_add, Struct({"qom-type": STR, "id": STR}, anything=True)),
         **dict.fromkeys(

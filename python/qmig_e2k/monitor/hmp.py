@@ -10,7 +10,7 @@ from typing import Any
 from qmig_e2k._core import MigrationError
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.parameters import PARAMETERS, Value
-from qmig_e2k.monitor import hmp_machine
+from qmig_e2k.monitor import hmp_machine, snapshots
 from qmig_e2k.monitor.hmp_commands import ACTIONS
 from qmig_e2k.monitor.hmp_line import Action, Argument, Line, number, plain
 
@@ -228,6 +228,7 @@ _INFO: Mapping[str, Action] = {
         (Argument("vcpu", number, optional=True),),
         "a",
     ),
+    "snapshots": Action(plain(snapshots.table), "show the currently saved VM snapshots"),
     "status": Action(plain(_status), "show the current VM status (running|paused)"),
     "uuid": Action(plain(hmp_machine.uuid), "show the current VM UUID"),
     "version": Action(plain(hmp_machine.version), "show the version of QEMU"),

@@ -16,6 +16,7 @@ from qmig_e2k.migration.capabilities import NO_STORAGE
 from qmig_e2k.migration.incoming import incoming
 from qmig_e2k.migration.outgoing import migrate, resume_switchover
 from qmig_e2k.migration.parameters import PARAMETERS, parse_size
+from qmig_e2k.migration.snapshots import delvm, loadvm, savevm
 from qmig_e2k.monitor import legacy
 from qmig_e2k.monitor.hmp_line import Action, Argument, Leave, plain, switch
 
@@ -97,16 +98,31 @@ def _set_capability(machine: Machine, values: Values) -> None:
     machine.set_capabilities([(values["capability"], values["state"])])
 
 
+def _savevm(machine: Machine, values: Values) -> None:
+    savevm(machine, values["tag"])
+
+
+def _loadvm(machine: Machine, values: Values) -> None:
+    loadvm(machine, values["tag"])
+
+
+def _delvm(machine: Machine, values: Values) -> None:
+    delvm(machine, values["tag"])
+
+
 def _quit(_machine: Machine, _values: Values) -> None:
     raise Leave("")
 
 
 _URI = Argument("uri")
 _VALUE = Argument("value")
+_TAG = Argument("tag")
 
 ACTIONS: Mapping[str, Action] = MappingProxyType(
     {
         "cont": Action(plain(lambda machine: machine.cont()), "resume emulation", short="c"),
+        "delvm": Action(_delvm, "delete a VM snapshot from its tag", (_TAG,)),
+        "loadvm": Action(_loadvm, "restore a VM snapshot from its tag", (_TAG,)),
         "migrate": Action(
             _migrate,
             "migrate to URI (using -d to not wait for completion; -r to resume a paused migration; -b and -i, block "
@@ -151,6 +167,11 @@ ACTIONS: Mapping[str, Action] = MappingProxyType(
             "switch the present migration to postcopy; the capability postcopy-ram must be on on both sides",
         ),
         "quit": Action(_quit, "quit the emulator", short="q"),
+        "savevm": Action(
+            _savevm,
+            "save a VM snapshot; one of that tag is replaced, and without a tag a new one is made",
+            (Argument("tag", optional=True),),
+        ),
         "stop": Action(plain(lambda machine: machine.pause()), "stop emulation", short="s"),
         "system_powerdown": Action(plain(lambda machine: machine.control.emit("POWERDOWN")), "send a power down event"),
         "system_reset": Action(plain(lambda machine: machine.reset()), "reset the system"),

@@ -13,7 +13,7 @@ from qmig_e2k.savevm.text import description_text
 from qmig_e2k.vmstate import VMStateDescription, buffer, capability, uint32, varray, vbuffer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from qmig_e2k.savevm.profile import Profile
     from qmig_e2k.vmstate import JsonObject
@@ -97,13 +97,19 @@ def stream_head(config: Configuration, profile: Profile) -> tuple[bytes, JsonObj
     return writer.getvalue(), made
 
 
-def stream_tail(profile: Profile, devices: Sequence[JsonObject], configuration: JsonObject | None) -> bytes:
+def stream_tail(
+    profile: Profile,
+    devices: Sequence[JsonObject],
+    configuration: JsonObject | None,
+    mark: Mapping[str, Any] | None = None,
+) -> bytes:
     """The end marker and the description.
 
     Args:
         profile: rules to write by.
         devices: objects of the FULL sections, in order.
         configuration: object of the configuration element, if it was sent.
+        mark: members of the description that follow all others; readers pass over what they do not know.
     """
     writer = Writer()
     writer.u8(EOF)
@@ -111,7 +117,7 @@ def stream_tail(profile: Profile, devices: Sequence[JsonObject], configuration: 
         document: dict[str, Any] = {}
         if profile.facts.describes_configuration and configuration is not None:
             document["configuration"] = configuration
-        document |= {"page_size": PAGE_SIZE, "devices": list(devices)}
+        document |= {"page_size": PAGE_SIZE, "devices": list(devices), **(mark or {})}
         text = description_text(document, loose=profile.facts.loose_json)
         writer.u8(DESCRIPTION)
         writer.u32(len(text))

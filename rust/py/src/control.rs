@@ -133,8 +133,10 @@ impl Control {
         self.0.incoming_status().name()
     }
 
-    fn begin_outgoing(&self) -> PyResult<()> {
-        self.0.begin_outgoing().map(drop).map_err(|e| to_py(&e))
+    #[pyo3(signature = (snapshot=false))]
+    fn begin_outgoing(&self, snapshot: bool) -> PyResult<()> {
+        let begun = if snapshot { self.0.begin_snapshot() } else { self.0.begin_outgoing() };
+        begun.map(drop).map_err(|e| to_py(&e))
     }
 
     fn set_outgoing_status(&self, old: &str, new: &str) -> PyResult<bool> {

@@ -169,6 +169,15 @@ impl Control {
 
     /// Starts an outgoing migration in status `setup`. Fails with `invalid-state` until the one before was finished.
     pub fn begin_outgoing(&self) -> Result<Arc<Session>> {
+        self.begin(false)
+    }
+
+    /// The same for a snapshot, whose stream is kept here, as is the machine.
+    pub fn begin_snapshot(&self) -> Result<Arc<Session>> {
+        self.begin(true)
+    }
+
+    fn begin(&self, stays: bool) -> Result<Arc<Session>> {
         let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(session) = outgoing.as_ref()
             && !session.finished()
@@ -177,7 +186,7 @@ impl Control {
             return Err(Error::new(ErrorKind::InvalidState, text));
         }
         self.downtime.clear();
-        let session = Arc::new(Session::new(self.hub.clone())?);
+        let session = Arc::new(Session::new(self.hub.clone(), stays)?);
         *outgoing = Some(session.clone());
         Ok(session)
     }

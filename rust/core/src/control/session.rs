@@ -7,6 +7,8 @@
 //!      └───────────────► Withdrawn ─────────────────► cancelled or failed: the machine goes on here
 //! ```
 //!
+//! A snapshot is a session, too, whose machine stays: `commit` then says that its stream is complete, after which no cancel is accepted.
+//!
 //! One way leads back: in postcopy, a destination that never ran the machine says so, and `give_back` makes it ours again.
 //!
 //! Postcopy lives longer than its connection. `link` is the switch of the present one; a connection that breaks is no failure but
@@ -71,6 +73,8 @@ pub struct Session {
     status: StatusWord,
     ownership: AtomicU8,
     finished: AtomicBool,
+    /// A snapshot: nobody else ever gets the machine.
+    stays: bool,
     error: Mutex<Option<Error>>,
     times: Mutex<Times>,
     dirty_log: Mutex<Option<&'static str>>,
@@ -87,8 +91,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// A new attempt in status `setup`. Fails with `io` when no descriptor is left.
-    pub(super) fn new(hub: Arc<Hub>) -> Result<Self> {
+    /// A new attempt in status `setup`, of which the machine `stays` here if it is a snapshot. Fails with `io` when no descriptor is left.
+    pub(super) fn new(hub: Arc<Hub>, stays: bool) -> Result<Self> {
         let now = Instant::now();
         let (cancel, hurry) = (Cancel::new()?, Cancel::new()?);
         let too = hurry.clone();
@@ -96,12 +100,13 @@ impl Session {
             _hurried: cancel.register(Box::new(move || too.set())),
             hurry,
             links: Links::new(&cancel),
-            tls: Mutex::new(hub.tls()),
+            tls: Mutex::new(if stays { None } else { hub.tls() }), // a file has nobody to shake hands with
             cancel,
             counters: Counters::default(),
             status: StatusWord::new(Status::None),
             ownership: AtomicU8::new(Ownership::Mine as u8),
             finished: AtomicBool::new(false),
+            stays,
             error: Mutex::new(None),
             times: Mutex::new(Times { start: now, setup_start: now, setup: None, stopped: None, handed_over: None, end: None }),
             dirty_log: Mutex::new(None),
@@ -143,7 +148,14 @@ impl Session {
 
     /// True while the source may still run the machine.
     pub fn owned(&self) -> bool {
-        self.ownership() != Ownership::Committed
+        self.stays || self.ownership() != Ownership::Committed
+    }
+
+    /// The setup stage has been written: the status becomes `active`, which that of a snapshot never is.
+    pub fn activate(&self) {
+        if !self.stays {
+            self.transition(Status::Setup, Status::Active);
+        }
     }
 
     /// Who may run the machine now.
@@ -172,7 +184,7 @@ impl Session {
 
     /// Called with the status held still.
     fn record(&self, mut error: Error) {
-        if !self.withdraw() {
+        if !self.withdraw() && !self.stays {
             error.kind = ErrorKind::OwnershipUnknown;
             error.message += "; the machine was handed over already, so its ownership is unknown and it stays stopped here: look whether the destination runs it before you say `cont`";
         }

@@ -176,6 +176,28 @@ fn one_at_a_time_until_it_is_finished() {
 }
 
 #[test]
+fn a_snapshot_never_gives_the_machine_away() {
+    let control = control(true);
+    let events = control.subscribe(None);
+    for fails_late in [false, true] {
+        let session = control.begin_snapshot().unwrap();
+        session.activate();
+        assert!(session.commit());
+        assert!(session.owned() && !control.cancel(), "complete, and here");
+        if fails_late {
+            session.fail(Error::new(ErrorKind::Io, "no place for it"));
+        }
+        session.finish();
+        assert!(control.owned());
+        assert_eq!(session.error().map(|e| e.to_string()), fails_late.then(|| "no place for it".to_owned()));
+    }
+    let session = control.begin_snapshot().unwrap();
+    assert!(control.cancel() && !session.commit());
+    session.finish();
+    assert_eq!(read(&events), ["setup", "completed", "setup", "failed", "setup", "cancelling", "cancelled"]);
+}
+
+#[test]
 fn a_recorded_error_stops_every_transition() {
     let session = control(false).begin_outgoing().unwrap();
     session.fail(Error::new(ErrorKind::Io, "x"));

@@ -11,7 +11,7 @@ use super::return_path::ReturnPath;
 use super::stream::Stream;
 use super::ways;
 use crate::channel::{Address, Channel, Uri, WriteHalf};
-use crate::control::{Control, Phase, Session, Status, no_file};
+use crate::control::{Control, Phase, Session, no_file};
 use crate::ram::dirty::DirtyMode;
 use crate::ram::{Block, RamList};
 use crate::recv::Deadlines;
@@ -274,7 +274,7 @@ impl Outgoing {
         self.session.mark_setup_end();
         self.rates.evaluated = Instant::now();
         // A cancel may have come first: then the next step finds it.
-        self.session.transition(Status::Setup, Status::Active);
+        self.session.activate();
         Ok(())
     }
 

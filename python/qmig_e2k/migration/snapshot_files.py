@@ -1,0 +1,235 @@
+"""Snapshots as files of one directory: what there is, and how a new one takes its place as a whole or not at all.
+
+A snapshot is an ordinary stream in a file; its description ends with when it was made, so that a file which was cut off
+shows at once. It is written under a name that begins with a dot, and gets its own when it is on disk: whatever happens
+on the way, what stood under that name before is there and whole. A draft is locked as long as its writer lives, so the
+next one to come clears away what a dead one has left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import stat
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+from urllib.parse import quote, unquote
+
+from qmig_e2k.errors import migration_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["Draft", "Snapshot", "SnapshotDirectory"]
+
+_SUFFIX = ".qmig"
+_DRAFT = ".draft"
+_NAME_MAX = 255
+"""Bytes of a file name."""
+_PLAIN = " !+,=@~"
+"""What stands for itself in a file name beside letters, digits, `_`, `.` and `-`; anything else is written as %XX."""
+_MARK = re.compile(rb'"x-snapshot" ?: \{ ?"date" ?: (\d{1,19}), "vm-clock" ?: (-?\d{1,19}) ?\} ?\}\Z')
+_MARK_MAX = 128
+"""Bytes at the end of a file in which its mark stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One snapshot.
+
+    Attributes:
+        tag: its name.
+        size: bytes of its file.
+        date: when it was made.
+        vm_clock: time of the guest then, in ns.
+    """
+
+    tag: str
+    size: int
+    date: datetime
+    vm_clock: int
+
+
+def mark(vm_clock: int) -> Mapping[str, object]:
+    """What the description of a snapshot made now has as its last member.
+
+    Args:
+        vm_clock: time of the guest in ns.
+    """
+    return {"x-snapshot": {"date": time.time_ns(), "vm-clock": vm_clock}}
+
+
+class SnapshotDirectory:
+    """The snapshots of one directory, which is made if it is not there; others may use it at the same time.
+
+    Raises:
+        MigrationError: `io` if it cannot be made or is no directory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        with _named(f"the snapshot directory {self.path}"):
+            self.path.mkdir(exist_ok=True)
+
+    def list(self) -> list[Snapshot]:
+        """All whole snapshots, the oldest first. Raises MigrationError (`io`)."""
+        found = []
+        with _named(f"the snapshot directory {self.path}"), os.scandir(self.path) as entries:
+            for entry in entries:
+                tag = unquote(entry.name.removesuffix(_SUFFIX), errors="replace")
+                if _readable(tag) and _file_name(tag) == entry.name:
+                    with suppress(OSError), _opened(self.path / entry.name) as fd:
+                        if (snapshot := _look(tag, fd)) is not None:
+                            found.append(snapshot)
+        return sorted(found, key=lambda snapshot: (snapshot.date, snapshot.tag))
+
+    def __contains__(self, tag: str) -> bool:
+        return os.path.lexists(self._place(tag))
+
+    @contextmanager
+    def open(self, tag: str) -> Iterator[int]:
+        """A descriptor of snapshot `tag`, at its first byte, for the `with` block.
+
+        Raises:
+            MigrationError: `io`: there is none, it cannot be read, or it is not whole; `invalid-argument` as `check`.
+        """
+        place = self._place(tag)
+        with _named(f"snapshot {tag!r}"), _opened(place, self._missing(tag)) as fd:
+            if _look(tag, fd) is None:
+                raise migration_error("io", f"snapshot {tag!r} is not whole: {place} was cut off, or is none")
+            yield fd
+
+    def delete(self, tag: str) -> None:
+        """Remove snapshot `tag`. Raises MigrationError as `open`."""
+        with _named(f"snapshot {tag!r}"):
+            try:
+                self._place(tag).unlink()
+            except FileNotFoundError:
+                raise self._missing(tag) from None
+            self._sync()
+
+    def check(self, tag: str) -> None:
+        """Raises MigrationError (`invalid-argument`) if no snapshot can have this name."""
+        self._place(tag)
+
+    def draft(self, tag: str) -> Draft:
+        """A new file, which becomes snapshot `tag` when it is kept.
+
+        Raises:
+            MigrationError: `io`, `invalid-argument`.
+        """
+        place = self._place(tag)
+        with _named(f"snapshot {tag!r}"):
+            self._clear()
+            while True:
+                path = self.path / f".{secrets.token_hex(8)}{_DRAFT}"
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.fstat(fd).st_nlink:
+                    return Draft(self, fd, path, place)
+                os.close(fd)  # somebody took it for a dead one's before it was locked
+
+    def _clear(self) -> None:
+        """Remove the drafts of writers that are gone."""
+        for path in self.path.glob(f".*{_DRAFT}"):
+            with suppress(OSError), _opened(path) as fd:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+    def _sync(self) -> None:
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _place(self, tag: str) -> Path:
+        if not _readable(tag):
+            raise migration_error("invalid-argument", f"{tag!r} cannot name a snapshot: it is empty or not printable")
+        name = _file_name(tag)
+        if len(name) > _NAME_MAX:
+            raise migration_error("invalid-argument", f"the snapshot name {tag[:40]!r}... is too long for a file name")
+        return self.path / name
+
+    def _missing(self, tag: str) -> Exception:
+        return migration_error("io", f"there is no snapshot {tag!r} in {self.path}")
+
+
+class Draft:
+    """A file that nobody sees yet. Leaving the `with` block removes it unless it was kept.
+
+    Attributes:
+        fd: what to write to, for the `with` block.
+    """
+
+    def __init__(self, directory: SnapshotDirectory, fd: int, path: Path, place: Path) -> None:
+        self._directory = directory
+        self.fd = fd
+        self._path = path
+        self._place = place
+
+    def keep(self) -> None:
+        """What was written, and is on disk, replaces the snapshot of that name. Raises MigrationError (`io`)."""
+        with _named(f"the snapshot {self._place}"):
+            self._path.replace(self._place)
+            self._directory._sync()  # noqa: SLF001  a part of it
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+        os.close(self.fd)
+
+
+def _readable(tag: str) -> bool:
+    return bool(tag) and tag.isprintable()
+
+
+def _file_name(tag: str) -> str:
+    name = quote(tag, safe=_PLAIN, errors="surrogatepass")
+    return f"{'%2E' + name[1:] if name.startswith('.') else name}{_SUFFIX}"
+
+
+def _look(tag: str, fd: int) -> Snapshot | None:
+    """What a file says of itself at its end; None if it is no whole snapshot."""
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode):
+        return None
+    found = _MARK.search(os.pread(fd, _MARK_MAX, max(about.st_size - _MARK_MAX, 0)))
+    if found is None:
+        return None
+    date, clock = (int(number) for number in found.groups())
+    seconds, rest = divmod(date, 10**9)
+    made = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
+    return Snapshot(tag, about.st_size, made, clock)
+
+
+@contextmanager
+def _opened(path: Path, missing: Exception | None = None) -> Iterator[int]:
+    try:
+        # a FIFO of that name has nobody to wait for
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if missing is None:
+            raise
+        raise missing from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """What the system refuses becomes a MigrationError (`io`) that says what it was about."""
+    try:
+        yield
+    except OSError as error:
+        raise migration_error("io", f"{what}: {error.strerror or error}") from error

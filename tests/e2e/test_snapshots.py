@@ -1,0 +1,458 @@
+"""Snapshots of machines in this process: what is kept, what comes back, what is refused, and what a failure leaves."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from qmig_e2k import MigrationError, StreamError
+from qmig_e2k.analyze import analyze
+from qmig_e2k.savevm import SaveVmHandler
+from qmig_e2k.testing import pair
+from qmig_e2k.vmstate import VMStateDescription, uint8
+from support import mixed_ram, wait_until
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "snapshots"
+
+
+@pytest.fixture
+def sides(folder):
+    """Two machines that have the same snapshots."""
+    with pair(size=SIZE, snapshot_dir=folder) as made:
+        yield made
+
+
+def runs(side):
+    before = side.emulator.value
+    wait_until(lambda: side.emulator.value > before + 1000, what="the guest counting")
+
+
+def tags(side):
+    return [snapshot.tag for snapshot in side.vm.snapshots()]
+
+
+def refused(action, *arguments):
+    with pytest.raises(MigrationError) as caught:
+        action(*arguments)
+    return caught.value
+
+
+def told(events):
+    """What has happened to run state and migrations."""
+    found = []
+    while (event := events.next(0)) is not None:
+        name, data, _ = event
+        found.append(name if data is None else data.split('"')[3] if name == "MIGRATION" else name)
+    return found
+
+
+@pytest.mark.parametrize("format_", ["2.9", "7.2", "10.0"])
+@pytest.mark.parametrize(
+    "capabilities", ["", "mapped_ram multifd", "xbzrle compress", "postcopy_ram release_ram validate_uuid"]
+)
+def test_a_guest_goes_back(folder, format_, capabilities):
+    """Whatever is switched on for migrations: a snapshot is a plain stream."""
+    with pair(size=SIZE, snapshot_dir=folder, format=format_) as (here, there):
+        switched = dict.fromkeys(capabilities.split(), True)
+        here.vm.set_capabilities(events=True, **switched)
+        here.vm.set_parameters(max_bandwidth=1 << 20)  # does not count either
+        here.vm.start()
+        runs(here)
+        events = here.vm.machine.control.subscribe()
+        here.vm.savevm("one")
+        after = here.emulator.value
+        assert told(events) == ["STOP", "setup", "MIGRATION_PASS", "MIGRATION_PASS", "completed", "RESUME"]
+        events.close()
+        assert here.vm.machine.control.outgoing_status == "completed"
+        runs(here)
+        assert {name for name, on in here.vm.machine.settings.capabilities.items() if on} == {
+            "events",
+            *(name.replace("_", "-") for name in switched),
+        }
+
+        there.vm.loadvm("one")
+        assert there.vm.run_state == "prelaunch"
+        assert 1000 < there.emulator.value <= after
+        there.emulator.check()
+        there.vm.start()
+        runs(there)
+
+        here.vm.loadvm("one")
+        assert here.vm.run_state == "running"
+        runs(here)
+        for side in (here, there):
+            side.vm.stop()
+            side.emulator.check()
+
+
+def test_a_machine_that_stands_still_is_left_so(sides):
+    here, _ = sides
+    events = here.vm.machine.control.subscribe()
+    for state in ("prelaunch", "paused"):
+        here.vm.savevm(state)
+        here.vm.loadvm(state)
+        assert here.vm.run_state == state
+        assert "STOP" not in told(events)
+        here.vm.start()
+        runs(here)
+        here.vm.stop()
+        told(events)
+    events.close()
+
+
+def test_what_the_list_says(sides, folder):
+    here, there = sides
+    assert there.vm.snapshots() == []
+    here.vm.savevm("a")
+    here.vm.start()
+    runs(here)
+    here.vm.savevm("b")
+    here.vm.stop()
+    first, second = there.vm.snapshots()
+    assert (first.tag, second.tag) == ("a", "b")
+    assert first.vm_clock == 0 < second.vm_clock <= here.vm.machine.clock.now()
+    assert second.size == (folder / "b.qmig").stat().st_size
+    assert abs(second.date.timestamp() - (folder / "b.qmig").stat().st_mtime) < 2
+    there.vm.delvm("a")
+    assert tags(here) == ["b"]
+    assert refused(here.vm.delvm, "a").kind == "io"
+
+
+def test_one_of_the_same_name_is_replaced(sides):
+    here, there = sides
+    for content in (1, 2):
+        here.ram.numpy()[:] = content
+        here.vm.savevm("x")
+    there.vm.loadvm("x")
+    assert (there.ram.numpy() == 2).all()
+    assert tags(here) == ["x"]
+
+
+def test_memory_is_as_it_was_to_the_byte(sides, folder):
+    """Also where it has been written since, and where it was not yet written then."""
+    here, _ = sides
+    memory = here.ram.numpy()
+    memory[: SIZE // 2] = np.frombuffer(mixed_ram(SIZE // 2), np.uint8)
+    before = memory.copy()
+    here.vm.savevm("x")
+    memory[SIZE // 4 :] = 7
+    here.vm.loadvm("x")
+    assert (memory == before).all()
+    made = analyze(folder / "x.qmig")
+    assert made.complete, made.error
+
+
+def test_a_snapshot_can_be_received_like_any_machine(sides, folder):
+    here, there = sides
+    here.vm.start()
+    runs(here)
+    here.vm.savevm("x")
+    there.vm.incoming(f"file:{folder}/x.qmig").wait(20)
+    assert there.vm.run_state == "running"
+    runs(there)
+    there.vm.stop()
+    there.emulator.check()
+
+
+def test_a_machine_can_migrate_afterwards(sides):
+    here, there = sides
+    here.vm.start()
+    runs(here)
+    here.vm.savevm("x")
+    here.vm.loadvm("x")
+    uri, arrival = there.listen()
+    here.vm.migrate(uri).wait(20)
+    arrival.wait(20)
+    runs(there)
+    there.vm.stop()
+    there.emulator.check()
+    assert "handed over" in str(refused(here.vm.savevm, "y"))
+    assert "handed over" in str(refused(here.vm.loadvm, "x"))
+
+
+@pytest.mark.parametrize("tag", ["a/b", "..", ".x", "a b", "100%", "%41", "Ünïcode", "x.qmig", "-", "1", "x" * 250])
+def test_any_name_that_can_be_read(sides, folder, tag):
+    here, there = sides
+    here.vm.savevm(tag)
+    assert tags(there) == [tag]
+    assert [path.parent for path in folder.iterdir()] == [folder]
+    there.vm.loadvm(tag)
+    there.vm.delvm(tag)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("tag", ["", "two\nlines", "\0", "x" * 251, "ü" * 80])
+def test_names_that_no_snapshot_can_have(sides, tag):
+    for action in (sides[0].vm.savevm, sides[0].vm.loadvm, sides[0].vm.delvm):
+        assert refused(action, tag).kind == "invalid-argument"
+
+
+def test_without_a_directory_there_are_none():
+    with pair(size=SIZE) as (here, _):
+        for action in (here.vm.savevm, here.vm.loadvm, here.vm.delvm):
+            assert "--snapshot-dir DIR, or Vm(snapshot_dir=DIR)" in str(refused(action, "x"))
+        assert refused(here.vm.snapshots).kind == "invalid-state"
+
+
+def test_other_files_are_none_of_ours(sides, folder):
+    here, _ = sides
+    here.vm.savevm("x")
+    whole = (folder / "x.qmig").read_bytes()
+    for name in ("x", ".qmig", "%58.qmig", ".hidden.qmig"):
+        (folder / name).write_bytes(whole)
+    (folder / "text.qmig").write_text("no snapshot")
+    (folder / "folder.qmig").mkdir()
+    assert tags(here) == ["x"]
+    for tag in ("text", "folder"):
+        assert "is not whole" in str(refused(here.vm.loadvm, tag))
+
+
+# ---- what is refused
+
+
+def test_blockers_keep_a_machine_from_being_saved(sides):
+    here, _ = sides
+    here.vm.savevm("x")
+    here.vm.start()
+    number = here.vm.add_blocker("the heap is on loan")
+    before = list(here.emulator.log)
+    error = refused(here.vm.savevm, "y")
+    assert (error.kind, error.message) == ("blocked", "the heap is on loan")
+    assert here.emulator.log == before, "looked at before the guest is stopped"
+    here.vm.loadvm("x")
+    here.vm.del_blocker(number)
+    here.vm.savevm("y")
+
+
+def test_a_device_that_no_stream_brings(sides):
+    here, there = sides
+    here.vm.savevm("x")
+    description = VMStateDescription("odd", fields=[uint8("x")], unmigratable=True)
+    there.vm.register(description, {"x": 0})
+    there.vm.start()
+    assert refused(there.vm.savevm, "y").kind == "blocked"
+    assert refused(there.vm.loadvm, "x").kind == "blocked"
+    assert there.vm.run_state == "running"
+
+
+def test_not_while_it_migrates(sides):
+    here, there = sides
+    here.vm.savevm("x")
+    here.vm.set_parameters(max_bandwidth=1)
+    here.vm.start()
+    uri, arrival = there.listen()
+    migration = here.vm.migrate(uri)
+    for side, text in ((here, "a migration is in progress"), (there, "waits for an incoming migration")):
+        for action in (side.vm.savevm, side.vm.loadvm):
+            error = refused(action, "x")
+            assert error.kind == "invalid-state"
+            assert text in error.message
+    migration.cancel()
+    assert refused(migration.wait, 20).kind == "cancelled"
+    refused(arrival.wait, 20)
+    assert here.vm.run_state == "running"
+    here.vm.loadvm("x")
+
+
+class Slow(SaveVmHandler):
+    """A device that keeps whoever saves or loads it waiting until it is told to go on."""
+
+    def __init__(self):
+        self.reached = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def save(self, writer):
+        self.reached.set()
+        assert self.go_on.wait(60)
+        writer.u8(1)
+
+    def load(self, reader, version):
+        self.reached.set()
+        assert self.go_on.wait(60)
+        reader.u8()
+
+
+@pytest.fixture
+def slow(sides):
+    """The device, on both machines."""
+    made = Slow()
+    for side in sides:
+        side.vm.register(made, name="slow")
+    yield made
+    made.go_on.set()
+
+
+class Attempt(threading.Thread):
+    """A call that may fail, in a thread of its own, which is at the slow device when this is made."""
+
+    def __init__(self, slow, action, *arguments):
+        super().__init__()
+        self._call = action, arguments
+        self.error = None
+        slow.reached.clear()
+        slow.go_on.clear()
+        self.start()
+        assert slow.reached.wait(20)
+
+    def run(self):
+        action, arguments = self._call
+        try:
+            action(*arguments)
+        except MigrationError as error:
+            self.error = error
+
+    def ended(self):
+        self.join(20)
+        assert not self.is_alive()
+        return self.error
+
+
+@pytest.mark.parametrize("action", ["savevm", "loadvm"])
+def test_one_thing_at_a_time(sides, slow, action):
+    here, _ = sides
+    here.vm.savevm("x")
+    here.vm.start()
+    attempt = Attempt(slow, getattr(here.vm, action), "x")
+    for another in (
+        lambda: here.vm.savevm("y"),
+        lambda: here.vm.loadvm("x"),
+        lambda: here.vm.migrate("tcp:127.0.0.1:1"),
+        lambda: here.vm.add_ram("more", 4096),
+    ):
+        assert refused(another).kind == "invalid-state"
+    assert here.vm.run_state == ("save-vm" if action == "savevm" else "restore-vm")
+    slow.go_on.set()
+    assert attempt.ended() is None
+    assert here.vm.run_state == "running"
+    assert tags(here) == ["x"]
+
+
+def test_a_cancelled_one_leaves_the_old(sides, slow, folder):
+    here, _ = sides
+    here.vm.savevm("x")
+    before = (folder / "x.qmig").read_bytes()
+    here.vm.start()
+    attempt = Attempt(slow, here.vm.savevm, "x")
+    assert here.vm.machine.control.cancel()
+    slow.go_on.set()
+    assert attempt.ended().kind == "cancelled"
+    assert here.vm.machine.control.outgoing_status == "cancelled"
+    assert here.vm.run_state == "running"
+    assert (folder / "x.qmig").read_bytes() == before
+    assert [path.name for path in folder.iterdir()] == ["x.qmig"]
+    here.vm.savevm("x")
+
+
+# ---- failures
+
+
+def test_a_device_that_cannot_be_saved(sides, folder):
+    class Broken(SaveVmHandler):
+        def save(self, writer):
+            raise ValueError("out of order")
+
+    here, _ = sides
+    here.vm.register(Broken(), name="broken")
+    here.vm.start()
+    error = refused(here.vm.savevm, "x")
+    assert error.kind == "device-state"
+    assert "snapshot 'x' was not saved: broken/0: out of order" in str(error)
+    assert here.vm.run_state == "running"
+    assert not list(folder.iterdir())
+    runs(here)
+
+
+@pytest.mark.parametrize("failing", ["stop", "start"])
+def test_an_emulator_that_does_not_obey(sides, failing):
+    here, there = sides
+    here.vm.start()
+    runs(here)
+    here.emulator.failures.add(failing)
+    assert f"did not {failing}" in str(refused(here.vm.savevm, "x"))
+    here.emulator.failures.clear()
+    if failing == "stop":
+        assert here.vm.run_state == "running"
+        assert tags(here) == []
+    else:
+        assert here.vm.run_state == "internal-error"
+        there.vm.loadvm("x")
+        there.emulator.check()
+
+
+def test_a_place_that_takes_no_files(sides, folder):
+    here, _ = sides
+    folder.rmdir()
+    here.vm.start()
+    before = list(here.emulator.log)
+    assert refused(here.vm.savevm, "x").kind == "io"
+    assert refused(here.vm.snapshots).kind == "io"
+    assert here.vm.run_state == "running"
+    assert here.emulator.log == before
+
+
+def test_one_that_is_missing_or_cut_off_is_seen_before_the_guest_stops(sides, folder):
+    here, _ = sides
+    here.vm.savevm("x")
+    whole = (folder / "x.qmig").read_bytes()
+    (folder / "cut.qmig").write_bytes(whole[:-1])
+    here.vm.start()
+    before = list(here.emulator.log)
+    for tag, text in (("none", "there is no snapshot 'none'"), ("cut", "was cut off")):
+        error = refused(here.vm.loadvm, tag)
+        assert error.kind == "io"
+        assert text in str(error)
+    assert here.vm.run_state == "running"
+    assert here.emulator.log == before
+    assert tags(here) == ["x"]
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("way_out", ["loadvm", "reset", "incoming"])
+def test_half_a_machine_never_runs(sides, folder, running, way_out):
+    here, there = sides
+    here.vm.savevm("x")
+    whole = bytearray((folder / "x.qmig").read_bytes())
+    whole[whole.rindex(b"tiny-counter", 0, whole.rindex(b"page_size"))] = ord("T")
+    (folder / "bad.qmig").write_bytes(whole)
+    if running:
+        here.vm.start()
+    error = refused(here.vm.loadvm, "bad")
+    assert isinstance(error, StreamError)
+    assert error.kind == "unknown-section"
+    assert error.offset is not None
+    assert "the machine's former state is lost" in str(error)
+    assert here.vm.run_state == ("restore-vm" if running else "prelaunch")
+    for action in (here.vm.start, lambda: here.vm.savevm("y"), lambda: here.vm.migrate("file:/dev/null")):
+        assert "its state was lost when snapshot 'bad' could not be loaded" in str(refused(action))
+    assert here.vm.machine.control.outgoing_status == "completed", "no migration was begun"
+
+    if way_out == "loadvm":
+        here.vm.loadvm("x")
+    elif way_out == "reset":
+        here.vm.reset()
+    elif running:
+        assert "has run" in str(refused(here.vm.incoming, "defer"))
+        return
+    else:
+        uri, arrival = here.listen()
+        there.vm.migrate(uri).wait(20)
+        arrival.wait(20)
+        assert here.vm.run_state == "prelaunch"
+    assert here.vm.run_state == "prelaunch"
+    here.vm.start()
+    runs(here)
+
+
+def test_closing_ends_a_load(sides, slow):
+    here, _ = sides
+    here.vm.savevm("x")
+    attempt = Attempt(slow, here.vm.loadvm, "x")
+    here.vm.close()
+    slow.go_on.set()
+    assert attempt.ended().kind == "cancelled"
