@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -22,10 +23,13 @@ from qmig_e2k.migration.outgoing import migrate, resume_switchover
 from qmig_e2k.migration.parameters import ALIASES as PARAMETER_ALIASES
 from qmig_e2k.migration.parameters import PARAMETERS, REFUSED, Parameter
 from qmig_e2k.monitor import hmp, legacy, snapshots
+from qmig_e2k.monitor.answers import CORE, EVENTS, STATUSES
 from qmig_e2k.monitor.hmp_line import Leave
+from qmig_e2k.monitor.introspect import describe
 from qmig_e2k.monitor.schema import (
     ANYTHING,
     BOOL,
+    INT,
     NO_ARGUMENTS,
     NUMBER,
     SIZE,
@@ -42,24 +46,6 @@ from qmig_e2k.monitor.schema import (
 __all__ = ["COMMANDS", "Verifiable", "execute"]
 
 log = logging.getLogger(__name__)
-
-STATUSES = (
-    "none",
-    "setup",
-    "cancelling",
-    "cancelled",
-    "active",
-    "postcopy-active",
-    "postcopy-paused",
-    "postcopy-recover",
-    "completed",
-    "failed",
-    "colo",
-    "pre-switchover",
-    "device",
-    "wait-unplug",
-)
-"""Names of the migration statuses, in the order of QEMU 7.2."""
 
 
 class Verifiable(Protocol):
@@ -97,10 +83,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One command: what it does, and the shape of its arguments. None as its result stands for the empty object."""
+    """One command: what it does, the shapes of its arguments and its answer. None from `run` is the empty object."""
 
     run: Callable[[Call], Any]
     arguments: Struct = NO_ARGUMENTS
+    returns: Kind = NO_ARGUMENTS
+    oob: bool = False
 
 
 def execute(machine: Machine, guest: Verifiable | None, command: Command) -> bool:
@@ -187,6 +175,11 @@ def _object_add(call: Call) -> None:
     raise CommandError(f"object-add of {kind!r} is not supported: {reason}")
 
 
+@cache
+def _schema() -> list[dict[str, Any]]:
+    return describe({**COMMANDS, **CORE}, EVENTS)
+
+
 def _refusal(reason: str) -> Entry:
     def run(call: Call) -> None:
         raise CommandError(f"{call.command.name} is not supported: {reason}")
@@ -212,9 +205,15 @@ _OBJECTS = {
 }
 """Objects that QEMU takes for a migration, and why this machine does not."""
 _CAPABILITY = Struct({"capability": Enum((*CAPABILITIES, *CAPABILITY_ALIASES)), "state": BOOL})
+_CAPABILITY_STATE = Struct({"capability": Enum(tuple(CAPABILITIES)), "state": BOOL})
 _PARAMETERS = {name: _kind(parameter) for name, parameter in PARAMETERS.items()}
+_PARAMETER_VALUES = {name: STR if kind is STR_OR_NULL else kind for name, kind in _PARAMETERS.items()}
 _PARAMETERS |= {alias: _PARAMETERS[name] for alias, name in PARAMETER_ALIASES.items()}
 _PARAMETERS |= dict.fromkeys(REFUSED, Kind())  # whatever the value, the parameter itself is refused
+
+_VERIFIED = Struct({"steps": INT, "equal": BOOL, "first-difference": Kind()}, {"vcpu-steps": Array(INT)})
+_META_TYPES = ("builtin", "enum", "array", "object", "alternate", "command", "event")
+_DESCRIBED = Struct({"name": STR, "meta-type": Enum(_META_TYPES)}, anything=True)
 
 COMMANDS: Mapping[str, Entry] = MappingProxyType(
     {
@@ -222,11 +221,14 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "cont": Entry(lambda call: call.machine.cont()),
         "system_reset": Entry(lambda call: call.machine.reset()),
         "quit": Entry(_quit),
-        "query-name": Entry(_query_name),
+        "query-events": Entry(lambda _: [{"name": name} for name in EVENTS], returns=Array(Struct({"name": STR}))),
+        "query-qmp-schema": Entry(lambda _: _schema(), returns=Array(_DESCRIBED)),
+        "query-name": Entry(_query_name, returns=Struct({}, {"name": STR})),
         "pmemsave": Entry(_pmemsave, Struct({"val": SIZE, "size": SIZE, "filename": STR})),
         "human-monitor-command": Entry(
             lambda call: hmp.execute(call.machine, call["command-line"]),
-            Struct({"command-line": STR}, {"cpu-index": Int()}),
+            Struct({"command-line": STR}, {"cpu-index": INT}),
+            STR,
         ),
         "migrate": Entry(_migrate, Struct({"uri": STR}, dict.fromkeys(("blk", "inc", "detach", "resume"), BOOL))),
         "migrate-incoming": Entry(_migrate_incoming, Struct({"uri": STR})),
@@ -234,26 +236,32 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
             lambda call: resume_switchover(call.machine, call["state"]), Struct({"state": Enum(STATUSES)})
         ),
         "migrate-set-capabilities": Entry(_set_capabilities, Struct({"capabilities": Array(_CAPABILITY)})),
-        "query-migrate-capabilities": Entry(_query_capabilities),
+        "query-migrate-capabilities": Entry(_query_capabilities, returns=Array(_CAPABILITY_STATE)),
         "migrate-set-parameters": Entry(
             lambda call: call.machine.set_parameters(call.arguments), Struct({}, _PARAMETERS)
         ),
-        "query-migrate-parameters": Entry(lambda call: call.machine.settings.parameters.values()),
-        "migrate-start-postcopy": Entry(lambda call: call.machine.control.start_postcopy()),
-        "migrate_set_speed": Entry(
-            lambda call: legacy.set_speed(call.machine, call["value"]), Struct({"value": Int()})
+        "query-migrate-parameters": Entry(
+            lambda call: call.machine.settings.parameters.values(), returns=Struct({}, _PARAMETER_VALUES)
         ),
+        "migrate-start-postcopy": Entry(lambda call: call.machine.control.start_postcopy()),
+        "migrate_set_speed": Entry(lambda call: legacy.set_speed(call.machine, call["value"]), Struct({"value": INT})),
         "migrate_set_downtime": Entry(
             lambda call: legacy.set_downtime(call.machine, call["value"]), Struct({"value": NUMBER})
         ),
         "migrate-set-cache-size": Entry(
-            lambda call: legacy.set_cache_size(call.machine, call["value"]), Struct({"value": Int()})
+            lambda call: legacy.set_cache_size(call.machine, call["value"]), Struct({"value": INT})
         ),
-        "query-migrate-cache-size": Entry(lambda call: call.machine.settings.parameters["xbzrle-cache-size"]),
+        "query-migrate-cache-size": Entry(
+            lambda call: call.machine.settings.parameters["xbzrle-cache-size"], returns=INT
+        ),
         "system_powerdown": Entry(lambda call: call.machine.control.emit("POWERDOWN")),
-        "query-uuid": Entry(lambda call: {"UUID": str(call.machine.uuid or UUID(int=0))}),
-        "query-kvm": Entry(lambda _: {"enabled": False, "present": False}),
-        "query-target": Entry(lambda _: {"arch": "e2k"}),
+        "query-uuid": Entry(
+            lambda call: {"UUID": str(call.machine.uuid or UUID(int=0))}, returns=Struct({"UUID": STR})
+        ),
+        "query-kvm": Entry(
+            lambda _: {"enabled": False, "present": False}, returns=Struct({"enabled": BOOL, "present": BOOL})
+        ),
+        "query-target": Entry(lambda _: {"arch": "e2k"}, returns=Struct({"arch": Enum(("e2k",))})),
         "client_migrate_info": _refusal("this machine has no display to hand over"),
         "x-colo-lost-heartbeat": _refusal(COLO),
         "snapshot-save": Entry(lambda call: snapshots.save(call.machine, call.arguments), snapshots.WITH_STATE),
@@ -266,9 +274,11 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         **dict.fromkeys(
             ("set-vcpu-dirty-limit", "cancel-vcpu-dirty-limit", "query-vcpu-dirty-limit"), _refusal(NO_DIRTY_RING)
         ),
-        "x-verify": Entry(_verify, Struct({}, {"vcpus": BOOL})),
-        "x-add-blocker": Entry(lambda call: {"id": call.machine.add_blocker(call["reason"])}, Struct({"reason": STR})),
-        "x-del-blocker": Entry(lambda call: call.machine.del_blocker(call["id"]), Struct({"id": Int()})),
+        "x-verify": Entry(_verify, Struct({}, {"vcpus": BOOL}), _VERIFIED),
+        "x-add-blocker": Entry(
+            lambda call: {"id": call.machine.add_blocker(call["reason"])}, Struct({"reason": STR}), Struct({"id": INT})
+        ),
+        "x-del-blocker": Entry(lambda call: call.machine.del_blocker(call["id"]), Struct({"id": INT})),
         "x-block-prefault": Entry(_prefault, Struct({"block": STR, "offset": SIZE, "length": SIZE})),
     }
 )

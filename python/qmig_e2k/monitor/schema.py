@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 __all__ = [
     "ANYTHING",
     "BOOL",
+    "INT",
     "NO_ARGUMENTS",
     "NUMBER",
     "SIZE",
@@ -153,6 +154,7 @@ STR: Kind = _Str()
 STR_OR_NULL: Kind = _StrOrNull()
 BOOL: Kind = _Bool()
 NUMBER: Kind = _Number()
+INT: Kind = Int()
 SIZE: Kind = Int(0, 2**64 - 1)
 NO_ARGUMENTS = Struct({})
 ANYTHING = Struct({}, anything=True)
