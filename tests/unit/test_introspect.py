@@ -68,14 +68,11 @@ def test_out_of_band_is_what_it_says(qmp, schema):
         assert overtakes == schema.entries[name].get("allow-oob", False), name
 
 
-@pytest.mark.parametrize("name", sorted(name for name in (*COMMANDS, *CORE) if name.startswith("query-")))
+QUERIES = """query-commands query-events query-kvm query-migrate query-migrate-cache-size query-migrate-capabilities
+    query-migrate-parameters query-name query-qmp-schema query-status query-target query-uuid query-version""".split()
+
+
+@pytest.mark.parametrize("name", QUERIES)
 def test_answers_have_the_shape_that_it_says(qmp, name):
     command = COMMANDS.get(name) or CORE[name]
-    if command.arguments.members:
-        pytest.skip("it wants arguments")
-    try:
-        answer = qmp.execute(name)
-    except QmpError as error:
-        assert "not supported" in str(error)
-    else:
-        command.returns.check(answer, name)
+    command.returns.check(qmp.execute(name), name)
