@@ -51,6 +51,7 @@ QUERIES = [
     ("query-name", {}),
     ("query-uuid", {}),
     ("query-kvm", {}),
+    ("query-jobs", {}),
     ("query-target", {}),
     ("query-migrate", {}),
     ("query-migrate-capabilities", {}),
@@ -150,6 +151,13 @@ WRONG = [
     ("client_migrate_info", {"protocol": "vnc", "hostname": "h", "port": 1}),
     ("set-vcpu-dirty-limit", {"dirty-rate": 1}),
     ("x-colo-lost-heartbeat", {}),
+    ("snapshot-save", {}),
+    ("snapshot-save", {"job-id": "j", "tag": "t", "vmstate": "d", "devices": "d"}),
+    ("snapshot-load", {"job-id": "j", "tag": "t", "devices": ["d"]}),
+    ("snapshot-delete", {"job-id": "j", "tag": "t", "vmstate": "d", "devices": ["d"]}),
+    ("job-dismiss", {}),
+    ("job-dismiss", {"id": "nothing"}),
+    ("query-jobs", {"id": "nothing"}),
 ]
 RIGHT = [
     capability("xbzrle", "events", "return-path", "release-ram"),

@@ -18,7 +18,7 @@ from qmig_e2k.monitor.schema import (
     Struct,
 )
 
-__all__ = ["CORE", "EVENTS", "MIGRATION", "RUN_STATES", "STATUSES", "CoreCommand"]
+__all__ = ["CORE", "EVENTS", "JOB", "MIGRATION", "RUN_STATES", "STATUSES", "CoreCommand"]
 
 STATUSES = (
     "none",
@@ -124,6 +124,21 @@ MIGRATION = Struct(
 )
 """The answer of query-migrate: what is absent depends on the state."""
 
+_JOB_STATUSES = "undefined created running paused ready standby waiting pending aborting concluded null"
+_JOB_STATUS = Enum(tuple(_JOB_STATUSES.split()))
+
+JOB = Struct(
+    {
+        "id": STR,
+        "type": Enum(("snapshot-save", "snapshot-load", "snapshot-delete")),
+        "status": _JOB_STATUS,
+        "current-progress": INT,
+        "total-progress": INT,
+    },
+    {"error": STR},
+)
+"""One item of the answer of query-jobs."""
+
 _VERSION = Struct({"qemu": Struct({"major": INT, "minor": INT, "micro": INT}), "package": STR})
 _CAUSE = Struct({"guest": BOOL, "reason": Enum(("host-qmp-quit", "host-qmp-system-reset"))})
 
@@ -157,6 +172,7 @@ CORE: Mapping[str, CoreCommand] = MappingProxyType(
 
 EVENTS: Mapping[str, Struct] = MappingProxyType(
     {
+        "JOB_STATUS_CHANGE": Struct({"id": STR, "status": _JOB_STATUS}),
         "MIGRATION": Struct({"status": Enum(STATUSES)}),
         "MIGRATION_PASS": Struct({"pass": INT}),
         "POWERDOWN": NO_ARGUMENTS,

@@ -23,7 +23,7 @@ from qmig_e2k.migration.outgoing import migrate, resume_switchover
 from qmig_e2k.migration.parameters import ALIASES as PARAMETER_ALIASES
 from qmig_e2k.migration.parameters import PARAMETERS, REFUSED, Parameter
 from qmig_e2k.monitor import hmp, legacy, snapshots
-from qmig_e2k.monitor.answers import CORE, EVENTS, STATUSES
+from qmig_e2k.monitor.answers import CORE, EVENTS, JOB, STATUSES
 from qmig_e2k.monitor.hmp_line import Leave
 from qmig_e2k.monitor.introspect import describe
 from qmig_e2k.monitor.schema import (
@@ -267,7 +267,7 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "snapshot-save": Entry(lambda call: snapshots.save(call.machine, call.arguments), snapshots.WITH_STATE),
         "snapshot-load": Entry(lambda call: snapshots.load(call.machine, call.arguments), snapshots.WITH_STATE),
         "snapshot-delete": Entry(lambda call: snapshots.delete(call.machine, call.arguments), snapshots.WITHOUT_STATE),
-        "query-jobs": Entry(lambda call: call.machine.jobs.query()),
+        "query-jobs": Entry(lambda call: call.machine.jobs.query(), returns=Array(JOB)),
         "job-dismiss": Entry(lambda call: call.machine.jobs.dismiss(call["id"]), Struct({"id": STR})),
         "announce-self": _refusal("this machine has no network device"),
         "object-add": Entry(_object_add, Struct({"qom-type": STR, "id": STR}, anything=True)),
