@@ -50,14 +50,16 @@ CAPABILITIES: Mapping[str, str | None] = MappingProxyType(
         "background-snapshot": _LATER + "; migrate to a file instead",
         "zero-copy-send": "it acts on multifd channels only, and " + _LATER,
         "postcopy-preempt": None,
-        "switchover-ack": _LATER,
+        "switchover-ack": None,
         "dirty-limit": NO_DIRTY_RING,
         "mapped-ram": None,
     }
 )
 """Every known capability in the order of `query-migrate-capabilities`: why it cannot be switched on; None: it can."""
 
-NEEDS: Mapping[str, str] = MappingProxyType({"postcopy-preempt": "postcopy-ram", "zero-copy-send": "multifd"})
+NEEDS: Mapping[str, str] = MappingProxyType(
+    {"postcopy-preempt": "postcopy-ram", "zero-copy-send": "multifd", "switchover-ack": "return-path"}
+)
 """Capabilities that mean nothing without another one."""
 
 _OTHER_WAY = "each sends pages in a way of its own"

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class SaveVmHandler:
     """Base class of a handler written in Python.
 
-    A live handler overrides `setup`, `iterate`, `pending`, `complete` and `load`: it sends a START section, PART
-    sections while the machine runs, and an END section when it has stopped. Whatever it writes must say itself
-    where it ends, because `load` is called once for each of these sections.
+    A live handler overrides `setup`, `iterate`, `pending`, `complete` and `load`, and may override `ready`: it sends a
+    START section, PART sections while the machine runs, and an END section when it has stopped. Whatever it writes must
+    say itself where it ends, because `load` is called once for each of these sections.
 
     An old-style handler overrides `save` and `load` only: one FULL section while the machine is stopped.
 
@@ -67,6 +67,14 @@ class SaveVmHandler:
 
     def cleanup(self) -> None:
         """The migration is over, whatever way it ended."""
+
+    def ready(self) -> bool:
+        """At the destination, with the capability `switchover-ack`: enough is here for the machine to be stopped.
+
+        Asked before the first section and after each. Until all handlers say True the source goes on sending, so the
+        handler must be active there, too.
+        """
+        return True
 
     # old-style
 

@@ -133,6 +133,14 @@ impl Incoming {
         py.detach(|| self.inner.wait()).map_err(|e| to_py(&e))
     }
 
+    fn hold_ack(&self) {
+        self.inner.hold_ack();
+    }
+
+    fn devices_ready(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.devices_ready()).map_err(|e| to_py(&e))
+    }
+
     fn abandon(&self, py: Python<'_>) {
         py.detach(|| self.inner.abandon());
     }

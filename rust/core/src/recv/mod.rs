@@ -18,6 +18,7 @@ mod places;
 mod placing;
 mod postcopy;
 mod ram_loader;
+mod ready;
 mod second;
 mod silence;
 #[cfg(test)]
@@ -44,6 +45,7 @@ use main::drain;
 use multifd::FanIn;
 use postcopy::{Postcopy, Progress};
 use ram_loader::RamLoader;
+use ready::Readiness;
 use second::Second;
 
 /// The PING that follows `OPEN_RETURN_PATH`, when there is nothing to look at yet.
@@ -77,6 +79,7 @@ struct Link {
     /// UUID of this machine; zeros if it has none.
     uuid: [u8; 16],
     return_path: bool,
+    readiness: Readiness,
     /// The PING to answer when the caller comes back.
     fence: Option<u32>,
     /// RAM's END was seen: what follows is the end of a precopy migration.
@@ -331,6 +334,8 @@ impl Incoming {
                     return Err(Error::new(ErrorKind::BadCommand, "OPEN_RETURN_PATH, but this channel has no way back; use tcp: or unix:"));
                 }
                 link.return_path = true;
+                drop(link);
+                self.acknowledge()?;
             }
             Command::Ping(token) => return self.ping(*token, feed),
             Command::SwitchoverStart => {}

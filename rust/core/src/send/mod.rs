@@ -27,6 +27,7 @@ mod multifd;
 mod outgoing;
 mod postcopy;
 mod ram_saver;
+mod ready;
 mod records;
 mod return_path;
 mod stream;

@@ -7,6 +7,7 @@ use super::convergence::{Convergence, Round, Verdict};
 use super::multifd::{self, Multifd};
 use super::postcopy::{self, Plan};
 use super::ram_saver::{RamSaver, Turn};
+use super::ready;
 use super::return_path::ReturnPath;
 use super::stream::Stream;
 use super::ways;
@@ -198,6 +199,7 @@ impl Outgoing {
     /// Open the channel. Blocks for sockets; a cancel of the session ends it.
     pub fn connect(&mut self, uri: &Uri, fd: Option<std::os::fd::OwnedFd>) -> Result<()> {
         self.plan = self.plan(uri)?;
+        ready::check(&self.control, uri)?;
         let multifd = multifd::Plan::wanted(&self.control, self.options.format, uri)?;
         self.control.check_transport(uri)?;
         ways::check_format(&self.control, self.options.format)?;
@@ -209,6 +211,7 @@ impl Outgoing {
         if self.plan.is_some() && !self.two_way {
             return Err(postcopy::one_way());
         }
+        self.check_heard(uri)?;
         self.connect_second(uri, Format::V7_2)?;
         if let Some(plan) = multifd {
             self.multifd = Some((plan, plan.connect(uri, self.uuid, self.answer_deadline, &self.session)?));
@@ -282,7 +285,7 @@ impl Outgoing {
     pub fn run(&mut self, pending: u64) -> Result<Step> {
         loop {
             self.check()?;
-            if self.plan.is_some() && self.session.postcopy_wanted() {
+            if self.plan.is_some() && self.session.postcopy_wanted() && self.ready(Instant::now()) {
                 self.prepare_switch()?;
                 return Ok(Step::Postcopy);
             }
@@ -295,8 +298,8 @@ impl Outgoing {
             let (saver, stream) = self.parts()?;
             if stream.rate().exceeded() {
                 stream.flush()?;
-                let hurry = self.session.hurry().clone();
-                self.parts()?.1.rate().wait(&hurry);
+                let alarm = self.alarm();
+                self.parts()?.1.rate().wait(&alarm);
                 self.window()?;
             } else if saver.remaining_bytes() == 0 && self.settled()? {
                 // What was clean but not sent would be sent while the machine stands still; and only now is it known how long it took.
@@ -317,7 +320,8 @@ impl Outgoing {
                 let ceiling = self.ceiling();
                 let left = remaining.saturating_add(pending);
                 if self.convergence.judge(left, ceiling) == Verdict::Switch {
-                    return Ok(Step::Switchover);
+                    // What keeps the destination from being ready may be something that a live handler has to send.
+                    return Ok(if self.ready(Instant::now() + TURN) { Step::Switchover } else { Step::Iterate });
                 }
             }
             if pending > 0 {

@@ -25,6 +25,8 @@ struct Heard {
     /// Pages that the destination has, block by block; none for one that was not told yet, and no list before they are asked for.
     received: Option<Vec<Option<Bitmap>>>,
     resumed: bool,
+    /// The devices there are ready for the switchover.
+    ready: bool,
     ended: Option<Result<()>>,
 }
 
@@ -122,6 +124,12 @@ impl ReturnPath {
         self.wait(deadline, "the answer to the last PING", |heard| {
             failure(heard).map(Err).or_else(|| (heard.pong == Some(token)).then_some(Ok(())))
         })
+    }
+
+    /// The destination has said that it is ready for the switchover; waits for that until `deadline`, or until it says no more.
+    pub fn ready(&self, deadline: Instant) -> bool {
+        let over = |heard: &Heard| heard.ready || heard.shut.is_some() || heard.ended.is_some();
+        self.wait(deadline, "SWITCHOVER_ACK", |heard| over(heard).then_some(Ok(heard.ready))).unwrap_or(false)
     }
 
     /// Wait for the destination's SHUT. `Ok(None)`: the channel ended cleanly without one, as 2.9 does.
@@ -235,7 +243,8 @@ impl Shared {
                     drop(heard);
                     self.changed.notify_all();
                 }
-                Some(ReturnMessage::SwitchoverAck) => return Err(out_of_place("SWITCHOVER_ACK").at(at)),
+                // Unasked, it does no harm.
+                Some(ReturnMessage::SwitchoverAck) => self.note(|heard| heard.ready = true),
             }
         }
     }
