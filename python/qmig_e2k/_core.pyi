@@ -430,6 +430,8 @@ class Control:
     def set_socket_addresses(self, json: str | None) -> None: ...
     # answers, the same that the monitor gives
     def query_migrate(self) -> str: ...
+    def query_incoming(self) -> str:
+        """The destination's part of query-migrate alone."""
     def query_status(self) -> str: ...
     def note_time(self, phase: str, microseconds: int) -> None:
         """One entry of query-migrate's `x-downtime`: stop, sync, pages, switchover, load, start."""
@@ -560,6 +562,10 @@ class Incoming:
         """After "run", when the machine has been started (or stays paused): wait until its memory is complete. Releases the interpreter lock; may last
         for days, for a lost connection only pauses it (status `postcopy-paused`, `Control.recover`). On return the source has its SHUT 0, and the
         status is `completed`. Raises MigrationError (`cancelled`) after abandon(), and the cause if the machine was aborted before."""
+    def hold_ack(self) -> None:
+        """Before next(): a device wants more of its state before the machine is stopped, so the capability `switchover-ack` lets the source wait."""
+    def devices_ready(self) -> None:
+        """They have it now: a source that waits is told. Raises MigrationError if it cannot be told."""
     def waiting(self) -> int:
         """How many pages of the machine somebody waits for, in postcopy."""
     def let_go(self) -> None:

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from qmig_e2k import downtime
 from qmig_e2k.monitor.client import QmpClient, QmpError, stamp
 
 if TYPE_CHECKING:
@@ -193,6 +194,8 @@ def _arrived(screen: Screen, source: QmpClient, destination: QmpClient, stopped:
         f"moved in {info['total-time'] / 1000:.2f} s: downtime {(resumed - stopped) * 1000:.1f} ms, "
         f"{ram['transferred'] / 2**20:.1f} MiB sent"
     )
+    there = destination.execute("query-migrate")["x-downtime"]
+    screen.line(f"  of the downtime: {downtime.describe({**there, **info['x-downtime']})}")
     return ram
 
 

@@ -73,8 +73,8 @@ class Vm:
         snapshot_dir: directory of its snapshots, made if it is not there; None: it has none.
 
     Raises:
-        MigrationError: `invalid-argument` for an unknown machine type, number of vCPUs or format; `io` if there can be
-            no such directory.
+        MigrationError: `invalid-argument` for an unknown machine type, number of vCPUs or format; `not-permitted` for
+            one with an unmigratable device under --only-migratable; `io` if there can be no such directory.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class Vm:
         self._hardware = hardware
         self._emulator = emulator
         hardware.register(self.machine.registry, self.machine.clock, self.machine.global_state)
+        self.machine.blockers.check_migratable()
         self.machine.reset_hooks.append(hardware.reset)
 
     # what the machine consists of
@@ -190,8 +191,8 @@ class Vm:
         machine = self.machine
         machine.refuse_change("a device cannot be added")
         if isinstance(state, VMStateDescription):
-            if state.unmigratable and machine.settings.only_migratable:
-                raise migration_error("not-permitted", f"device {state.name} cannot be migrated (--only-migratable)")
+            if state.unmigratable:
+                machine.blockers.check_migratable(state.name)
             if obj is None:
                 raise TypeError(f"register({state.name}) needs the device whose state it describes")
             try:

@@ -7,8 +7,10 @@ import contextlib
 import json
 import socket
 
+import pytest
+
 from qmig_e2k._core import Control
-from support import wait_until
+from support import PAGE, mixed_ram, wait_until
 
 RATES = {"mbps", "cache-miss-rate", "encoding-rate", "busy-rate", "compression-rate"}
 KINDS = {bool: "bool", int: "int", float: "number", str: "str", dict: "object", list: "list"}
@@ -89,6 +91,55 @@ def test_source_answers(qemu, tmp_path):
     loading.set_socket_addresses(None)
     loading.set_incoming_status("active", "completed")
     wait_until(lambda: destination.migration() == ours(loading), what="the destination's answer")
+
+
+@contextlib.contextmanager
+def deaf(path):
+    """A listener that lets nobody in: who connects waits, which is status `setup`."""
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
+        listener.bind(str(path))
+        listener.listen(0)
+        for _ in range(2):  # as many as the kernel takes for a backlog of none
+            other = stack.enter_context(socket.socket(socket.AF_UNIX))
+            other.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                other.connect(str(path))
+        yield f"unix:{path}"
+
+
+def test_while_it_connects(qemu, serve, tmp_path):
+    """`setup` says nothing more, whatever was before, and can be cancelled."""
+    found = {}
+    with deaf(tmp_path / "deaf") as uri:
+        for side in (qemu("-m", "4M"), serve("-m", "4M")):
+            side.command("migrate", uri="exec:cat > /dev/null")
+            side.wait_migration("completed")
+            side.command("cont")
+            side.command("migrate", uri=uri)
+            answers = [members(side.migration())]
+            assert side.migration()["status"] == "setup"
+            side.command("migrate_cancel")
+            found[side.serves] = answers
+            assert side.migration()["status"] in ("cancelling", "cancelled")
+    assert found[True] == found[False] == [{"status": "str"}]
+
+
+def test_figures_of_a_still_machine(qemu, serve, tmp_path):
+    """The same memory through the same kind of channel: what is counted, and not measured, is the same."""
+    content = mixed_ram(4 << 20)
+    (tmp_path / "image").write_bytes(content)
+    found = {}
+    for start in (qemu, serve):
+        source = start("-m", "4M", ram=tmp_path / "image")
+        source.command("migrate", uri="exec:cat > /dev/null")
+        answer = source.wait_migration("completed")
+        found[source.serves] = answer["ram"]
+    measured = {"mbps", "pages-per-second", "dirty-sync-count", "transferred", "precopy-bytes", "downtime-bytes"}
+    theirs, ours = ({name: ram[name] for name in ram.keys() - measured} for ram in (found[False], found[True]))
+    assert ours == theirs
+    assert ours["normal"] + ours["duplicate"] == (4 << 20) // PAGE
+    # RAM's records are nearly all of it; ours counts what frames them, too
+    assert found[True]["transferred"] == pytest.approx(found[False]["transferred"], rel=0.01)
 
 
 def test_status_answers(qemu):

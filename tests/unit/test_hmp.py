@@ -119,6 +119,18 @@ def test_info_migrate_lines_of_capabilities():
     ]
 
 
+def test_info_migrate_tells_where_the_downtime_went():
+    devices = {f"d/{number}": number for number in range(7)}
+    times = {"switchover": 40, "stop": 10, "sync": 20, "pages": 30, "devices": devices}
+    found = lines("info migrate", status="completed", **{"ram": RAM, "x-downtime": times})
+    assert found[-2:] == [
+        "x-downtime: stop 10 us, devices 21 us, sync 20 us, pages 30 us, switchover 40 us",
+        "x-downtime devices: d/6 6 us, d/5 5 us, d/4 4 us, d/3 3 us, d/2 2 us, 2 more",
+    ]
+    found = lines("info migrate", status="completed", **{"x-downtime": {"load": 7, "start": 8}})
+    assert found[-1] == "x-downtime: load 7 us, start 8 us"
+
+
 def test_info_migrate_failed_blocked_and_listening():
     found = lines(
         "info migrate",

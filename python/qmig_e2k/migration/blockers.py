@@ -18,30 +18,45 @@ RUNNING = POSTCOPY | {"setup", "active", "pre-switchover", "device", "cancelling
 class Blockers:
     """The blockers of one machine; the newest is reported first. The caller serialises changes."""
 
-    def __init__(self, control: Control, settings: Settings, fixed: Callable[[], list[str]]) -> None:
-        """`fixed` names what blocks by its nature, e.g. devices that cannot be migrated."""
+    def __init__(self, control: Control, settings: Settings, unmigratable: Callable[[], list[str]]) -> None:
+        """`unmigratable` names the devices that cannot be migrated by their nature."""
         self._control = control
         self._settings = settings
-        self._fixed = fixed
+        self._unmigratable = unmigratable
         self._reasons: dict[int, str] = {}
         self._next = 1
 
     def reasons(self) -> list[str]:
         """Every reason, newest first."""
-        return [*reversed(self._reasons.values()), *self._fixed()]
+        devices = [f"device {name} cannot be migrated" for name in self._unmigratable()]
+        return [*reversed(self._reasons.values()), *devices]
+
+    def check_migratable(self, *more: str) -> None:
+        """Refuse devices that cannot be migrated, `more` among them, where nothing but migratable ones is wanted.
+
+        Raises MigrationError (`not-permitted`) under --only-migratable; else those that are here are reported.
+        """
+        devices = [*more, *self._unmigratable()]
+        if devices and self._settings.only_migratable:
+            raise migration_error("not-permitted", f"device {devices[0]} cannot be migrated (--only-migratable)")
+        self.publish()
 
     def add(self, reason: str) -> int:
         """Add a blocker and return its number for `remove`.
 
         Raises:
-            MigrationError: `not-permitted` under --only-migratable, `invalid-state` while a migration runs.
+            MigrationError: `not-permitted` under --only-migratable, `invalid-argument` without a reason,
+                `invalid-state` while a migration runs or a snapshot is being saved.
         """
         if self._settings.only_migratable:
             raise migration_error("not-permitted", f"disallowing migration blocker (--only-migratable) for: {reason}")
-        if self._control.outgoing_status in RUNNING:
-            raise migration_error(
-                "invalid-state", f"disallowing migration blocker (a migration is in progress) for: {reason}"
-            )
+        if not reason.strip():
+            raise migration_error("invalid-argument", "a migration blocker needs a reason, which users are shown")
+        busy = "a migration is in progress" if self._control.outgoing_status in RUNNING else ""
+        if self._control.run_state == "save-vm":
+            busy = "a snapshot is being saved"
+        if busy:
+            raise migration_error("invalid-state", f"disallowing migration blocker ({busy}) for: {reason}")
         number, self._next = self._next, self._next + 1
         self._reasons[number] = reason
         self.publish()

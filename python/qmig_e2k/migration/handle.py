@@ -19,13 +19,36 @@ __all__ = ["Arrival", "Handle", "Migration"]
 class Handle(ABC):
     """What both sides have in common. Usable from any thread, and awaitable.
 
-    Leaving a `with` block waits for the end, and cancels first if the block was left by an exception.
+    Leaving a `with` block, or an `async with` block, waits for the end, and cancels first if the block was left by an
+    exception; `wait` or `await` tell how it ended.
     """
 
     def __init__(self, control: Control, uri: str) -> None:
         self.uri = uri
         self._control = control
         self._done: Future[None] = Future()
+        self._final: dict[str, Any] | None = None
+
+    @property
+    @abstractmethod
+    def status(self) -> str:
+        """QMP status name of this side."""
+
+    @abstractmethod
+    def _query(self) -> dict[str, Any]:
+        """What `info` says now."""
+
+    def info(self) -> dict[str, Any]:
+        """What `query-migrate` says of this side: now, or of the end of this migration once it has ended."""
+        final = self._final
+        return dict(final) if final is not None else self._query()
+
+    def progress(self, interval: float = 0.2) -> Iterator[dict[str, Any]]:
+        """What `info` says every `interval` seconds, and once more at the end; never raises for a failed migration."""
+        while not self.done():
+            yield self.info()
+            self.ended(interval)
+        yield self.info()
 
     def done(self) -> bool:
         """True once it has ended, well or not."""
@@ -77,7 +100,8 @@ class Handle(ABC):
         """
 
     def finish(self, error: BaseException | None) -> None:
-        """Called once, at the very end, by the thread behind the handle: wake those who wait."""
+        """Called once, at the very end, by the thread behind the handle: freeze `info`, then wake those who wait."""
+        self._final = self._query()
         if error is None:
             self._done.set_result(None)
         else:
@@ -90,6 +114,16 @@ class Handle(ABC):
         if kind is not None:
             self.cancel()
         self.ended()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.cancel()
+        over = asyncio.wrap_future(self._done)
+        await asyncio.wait([over])
+        over.exception()  # seen, so asyncio does not report it as lost
 
 
 class Arrival(Handle):
@@ -148,32 +182,20 @@ class Arrival(Handle):
         with closed_on_error(fd):
             refuse_unwanted(uri, fd)
         self._control.recover(uri, fd)
-        self.addresses = json.loads(self._control.query_migrate()).get("socket-address", self.addresses)
+        self.addresses = self._query().get("socket-address", self.addresses)
+
+    def _query(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self._control.query_incoming())
+        return answer
 
 
 class Migration(Handle):
     """One outgoing migration, from `Vm.migrate` on."""
 
-    def __init__(self, control: Control, uri: str) -> None:
-        super().__init__(control, uri)
-        self._final: dict[str, Any] | None = None
-
     @property
     def status(self) -> str:
         """QMP status name: `setup`, `active`, ..., at the end `completed`, `failed` or `cancelled`."""
         return str(self.info().get("status", "none"))
-
-    def info(self) -> dict[str, Any]:
-        """What `query-migrate` says: now, or of the end of this migration once it has ended."""
-        final = self._final
-        return dict(final) if final is not None else self._query()
-
-    def progress(self, interval: float = 0.2) -> Iterator[dict[str, Any]]:
-        """What `info` says every `interval` seconds, and once more at the end; never raises for a failed migration."""
-        while not self.done():
-            yield self.info()
-            self.ended(interval)
-        yield self.info()
 
     def cancel(self) -> bool:
         """Ask for the end.
@@ -202,11 +224,6 @@ class Migration(Handle):
         with closed_on_error(fd):
             refuse_unwanted(uri, fd)
         self._control.resume(uri, fd)
-
-    def finish(self, error: BaseException | None) -> None:
-        """Freeze `info`, then wake those who wait."""
-        self._final = self._query()
-        super().finish(error)
 
     def _query(self) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self._control.query_migrate())

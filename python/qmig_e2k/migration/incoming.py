@@ -157,7 +157,10 @@ def load(machine: Machine, control: Control, source: Incoming, configuration: Co
     """
     machine.reset_devices()
     loading = Loading(machine.registry)
-    begun = 0
+    waits = not loading.ready()
+    if waits:
+        source.hold_ack()
+    begun = ended = 0
     while (event := source.next()).type not in ("eof", "run"):
         if event.type == "configuration":
             check_configuration(
@@ -175,9 +178,15 @@ def load(machine: Machine, control: Control, source: Incoming, configuration: Co
                 begun = begun or time.perf_counter_ns()
             loading.load(event, source.reader)
             source.section_done()
+            ended = time.perf_counter_ns()
+            if waits and loading.ready():
+                waits = False
+                source.devices_ready()
     _check_complete(machine, loading)
     if begun:
-        control.note_time("load", (time.perf_counter_ns() - begun) // 1000)
+        control.note_time("load", (ended - begun) // 1000)
+        for device, microseconds in loading.microseconds.items():
+            control.note_device_time(device, microseconds)
     return event.type == "run"
 
 

@@ -129,7 +129,7 @@ class Machine:
         self.blocks: list[Block] = []
         self.memory_map: list[MappedRam] = []
         self.reset_hooks: list[Callable[[], None]] = [self.clock.reset, self.global_state.reset]
-        self.blockers = Blockers(self.control, self.settings, self._unmigratable)
+        self.blockers = Blockers(self.control, self.settings, self.registry.unmigratable)
         self._emulator: Emulator = emulator or _NoEmulator()
         self._storage_active = True
         self._cautioned = False
@@ -217,9 +217,6 @@ class Machine:
         uuid = None if self.uuid is None else self.uuid.bytes
         capabilities = self.settings.capabilities
         return Configuration(self.name, capabilities.enabled, uuid, capabilities["validate-uuid"])
-
-    def _unmigratable(self) -> list[str]:
-        return [f"device {name} cannot be migrated" for name in self.registry.unmigratable()]
 
     # run state -----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ here (design, rule 3), unless a destination of postcopy says that it never ran i
 
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -20,6 +19,7 @@ from qmig_e2k.migration.handle import Migration
 from qmig_e2k.migration.lock import MachineLock
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.stream import Saving
+from qmig_e2k.savevm import timed
 
 __all__ = ["admit", "migrate", "new_outgoing", "refuse_absent", "refuse_busy", "resume_switchover"]
 
@@ -196,17 +196,19 @@ class _Source:
         """Stop the machine and take everything that is not RAM: END sections, FULL sections, and what follows them."""
         machine, control = self._machine, self._control
         machine.global_state.store(former)
-        begun = time.perf_counter_ns()
-        if not machine.stop("finish-migrate"):
-            control.set_run_state("finish-migrate")
+        times: dict[str, int] = {}
         control.mark_stopped()
-        control.note_time("stop", (time.perf_counter_ns() - begun) // 1000)
+        with timed(times, "stop"):
+            if not machine.stop("finish-migrate"):
+                control.set_run_state("finish-migrate")
         if machine.settings.capabilities["pause-before-switchover"]:
             self._pause(postcopy=postcopy)
-        machine.inactivate_storage()
+        with timed(times, "storage"):
+            machine.inactivate_storage()
+        control.note_time("stop", sum(times.values()))
         ends = self._saving.ends()
-        full, tail, times = self._saving.devices()
-        for device, microseconds in times.items():
+        full, tail, device_times = self._saving.devices()
+        for device, microseconds in device_times.items():
             control.note_device_time(device, microseconds)
         return ends, full, tail
 

@@ -23,6 +23,7 @@ from qmig_e2k.savevm import (
     start_section,
     stream_head,
     stream_tail,
+    timed,
 )
 
 __all__ = ["Loading", "Saving"]
@@ -38,6 +39,7 @@ class Saving:
 
     def __init__(self, registry: Registry, configuration: Configuration, mark: Mapping[str, Any] | None = None) -> None:
         """`mark`: further members of the description, which then is written whatever the profile says."""
+        self._microseconds: dict[str, int] = {}
         self._registry = registry
         self._profile = replace(registry.profile, description=True) if mark else registry.profile
         self._mark = mark
@@ -68,15 +70,20 @@ class Saving:
 
     def ends(self) -> list[bytes | None]:
         """The END sections in handler order; the machine is stopped."""
-        return [None if _is_ram(handler) else end_section(entry, self._profile) for entry, handler in self._live]
+        return [None if _is_ram(handler) else self._end(entry) for entry, handler in self._live]
+
+    def _end(self, entry: Entry) -> bytes:
+        with timed(self._microseconds, entry.path):
+            return end_section(entry, self._profile)
 
     def devices(self) -> tuple[bytes, bytes, dict[str, int]]:
         """All FULL sections, what follows them (end marker, description), and the microseconds that each device took.
 
-        The machine is stopped.
+        Called after `ends`, whose times are among them. The machine is stopped.
         """
         saved = save_full(self._registry)
-        return saved.data, stream_tail(self._profile, saved.devices, self._described, self._mark), saved.microseconds
+        tail = stream_tail(self._profile, saved.devices, self._described, self._mark)
+        return saved.data, tail, self._microseconds | saved.microseconds
 
     def cleanup(self) -> None:
         """The migration is over, whatever way it ended."""
@@ -88,9 +95,14 @@ class Saving:
 
 
 class Loading:
-    """One stream being read."""
+    """One stream being read.
+
+    Attributes:
+        microseconds: what each device took that was loaded at once, by `idstr/instance`.
+    """
 
     def __init__(self, registry: Registry) -> None:
+        self.microseconds: dict[str, int] = {}
         self._registry = registry
         self._announced: dict[int, tuple[Entry, int]] = {}
         self._loaded: set[Entry] = set()
@@ -123,7 +135,8 @@ class Loading:
             if self._registry.rules is not None:
                 with _refusing(event.offset, entry.path):
                     self._registry.rules.before_section(entry, self._loaded)
-            load_section(entry, reader, event.version_id)
+            with timed(self.microseconds if event.type == "full" else {}, entry.path):
+                load_section(entry, reader, event.version_id)
             self._loaded.add(entry)
             return
         if event.section_id not in self._announced:
@@ -132,6 +145,11 @@ class Loading:
             )
         entry, version = self._announced[event.section_id]
         load_section(entry, reader, version)
+
+    def ready(self) -> bool:
+        """No handler wants more before the machine is stopped. Raises MigrationError for one that cannot say."""
+        live = ((entry, entry.handler) for entry in self._registry.live)
+        return all(guarded(entry, handler.ready) for entry, handler in live if isinstance(handler, SaveVmHandler))
 
     def check_complete(self) -> None:
         """Everything should be here, and the source may still have the machine.

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from qmig_e2k import downtime
 from qmig_e2k._core import MigrationError
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.parameters import PARAMETERS, Value
@@ -210,6 +211,10 @@ def _migrate(machine: Machine) -> list[str]:
         lines.append(f"postcopy blocktime: {info['postcopy-blocktime']}")
     if "postcopy-vcpu-blocktime" in info:
         lines.append(f"postcopy vcpu blocktime: {','.join(map(str, info['postcopy-vcpu-blocktime']))}")
+    if "x-downtime" in info:
+        lines.append(f"x-downtime: {downtime.describe(info['x-downtime'])}")
+        if devices := downtime.slowest(info["x-downtime"]):
+            lines.append(f"x-downtime devices: {devices}")
     if info.get("socket-address"):
         lines += ["socket address: [", *(f"\t{_address_text(address)}" for address in info["socket-address"]), "]"]
     return lines

@@ -15,6 +15,7 @@ from qmig_e2k.savevm.sections import (
     part_section,
     save_full,
     start_section,
+    timed,
 )
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "start_section",
     "stream_head",
     "stream_tail",
+    "timed",
     "timer_description",
 ]

@@ -214,6 +214,10 @@ impl Control {
         Ok(())
     }
 
+    fn query_incoming(&self) -> String {
+        self.0.query_incoming().to_string()
+    }
+
     fn query_migrate(&self) -> String {
         self.0.query_migrate().to_string()
     }

@@ -7,13 +7,13 @@ use serde_json::{Map, Value};
 /// A part of the switchover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Source: stopping the machine.
+    /// Source: stopping the machine and letting go of its storage.
     Stop,
     /// Source: the last sync of the dirty bitmap.
     Sync,
-    /// Source: the last pages.
+    /// Source: the last pages, and the device state behind them.
     Pages,
-    /// Source: fence, commit, end of the stream.
+    /// Source: fence, commit, end of the stream; the destination loads its devices meanwhile.
     Switchover,
     /// Destination: loading device state.
     Load,

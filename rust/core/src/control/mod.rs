@@ -363,6 +363,17 @@ impl Control {
             answer.remove("error-desc");
             session.query(&mut answer);
         }
+        self.with_own(answer)
+    }
+
+    /// The destination's part alone, for whoever has one of its migrations in hand.
+    pub fn query_incoming(&self) -> Value {
+        let mut answer = Map::new();
+        self.incoming.query(&mut answer);
+        self.with_own(answer)
+    }
+
+    fn with_own(&self, mut answer: Map<String, Value>) -> Value {
         if let Some(times) = self.downtime.to_json() {
             answer.insert("x-downtime".into(), times);
         }

@@ -344,7 +344,7 @@ impl Session {
         times.setup = Some(times.setup_start.elapsed());
     }
 
-    /// The machine has just been stopped for the switchover: downtime counts from here.
+    /// The machine is about to be stopped for the switchover: downtime counts from here.
     pub fn mark_stopped(&self) {
         self.lock_times().stopped = Some(Instant::now());
     }
