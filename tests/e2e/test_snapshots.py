@@ -431,6 +431,7 @@ def test_half_a_machine_never_runs(sides, folder, running, way_out):
     for action in (here.vm.start, lambda: here.vm.savevm("y"), lambda: here.vm.migrate("file:/dev/null")):
         assert "its state was lost when snapshot 'bad' could not be loaded" in str(refused(action))
     assert here.vm.machine.control.outgoing_status == "completed", "no migration was begun"
+    assert any("state was lost" in reason for reason in here.vm.check())
 
     if way_out == "loadvm":
         here.vm.loadvm("x")
@@ -447,6 +448,23 @@ def test_half_a_machine_never_runs(sides, folder, running, way_out):
     assert here.vm.run_state == "prelaunch"
     here.vm.start()
     runs(here)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.995])
+def test_a_file_with_a_hole_is_one_clear_error(sides, folder, place):
+    """The end is there, and says that it is a snapshot; in the middle something is missing."""
+    here, _ = sides
+    here.ram.write(0, mixed_ram(SIZE))
+    here.vm.savevm("x")
+    whole = (folder / "x.qmig").read_bytes()
+    at = int(len(whole) * place)
+    (folder / "hole.qmig").write_bytes(whole[:at] + whole[at + 999 :])
+    error = refused(here.vm.loadvm, "hole")
+    assert "snapshot 'hole' could not be loaded" in str(error)
+    assert error.kind not in ("device-state", "io"), error
+    assert error.offset is not None
+    here.vm.loadvm("x")
+    assert here.ram.read(0, SIZE) == mixed_ram(SIZE)
 
 
 def test_closing_ends_a_load(sides, slow):

@@ -46,6 +46,8 @@ def stops(machine: Machine, hardware: Hardware, emulator: object) -> Iterator[st
         yield "no RAM is registered: use add_ram"
     if machine.control.run_state in _NOT_FROM_HERE:
         yield f"the machine is in run state {machine.control.run_state}"
+    if machine.lost is not None:
+        yield machine.lost
     if machine.blocks:
         yield from _blocks(machine, hardware)
     for name in ("stop", "start") if emulator is not None else ():
