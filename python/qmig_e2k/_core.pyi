@@ -380,6 +380,9 @@ class Control:
     def outgoing_status(self) -> str: ...
     @property
     def incoming_status(self) -> str: ...
+    @property
+    def received(self) -> int:
+        """Bytes that have come on all channels of the present or last incoming migration (not: pages of a mapped-ram file)."""
     def begin_outgoing(self, snapshot: bool = False) -> None:
         """Status none -> setup (event), fresh counters and ownership. Raises `invalid-state` until finish_outgoing() was called for the one before.
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from uuid import UUID
 
+from qmig_e2k import completion, usage
 from qmig_e2k._core import MigrationError, __version__, check_uri
 from qmig_e2k.errors import migration_error
 from qmig_e2k.migration.parameters import parse_size
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:
-        return _complete(parser)
+        return completion.answer(parser)
     options = parser.parse_args(arguments)
     handler: Handler = options.handler
     try:
@@ -40,22 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _complete(parser: argparse.ArgumentParser) -> int:
-    """Answer the shell, which asks for the words that may come next."""
-    try:
-        import argcomplete  # noqa: PLC0415  an extra that may be missing
-    except ImportError:
-        print("qmig-e2k: completion needs argcomplete: pip install 'qmig_e2k[cli]'", file=sys.stderr)
-        return 1
-    argcomplete.autocomplete(parser)  # ends the process
-    return 0
-
-
-def _suggest(action: argparse.Action, words: Callable[[], Iterable[str]]) -> None:
-    """Words to offer for a value that is not one of a fixed list."""
-    action.completer = lambda **_: words()  # type: ignore[attr-defined]  # argcomplete looks for it
-
-
 def _models() -> Iterable[str]:
     from qmig_e2k.e2k.models import MODELS  # noqa: PLC0415  only `serve` and the shell need it
 
@@ -64,22 +49,41 @@ def _models() -> Iterable[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="qmig-e2k", description="Live migration for an emulated e2k machine.", allow_abbrev=False
+        prog="qmig-e2k",
+        description="Live migration for an emulated e2k machine, in QEMU's own words.",
+        epilog=usage.MAIN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"qmig-e2k {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
-    demo = commands.add_parser(
-        "demo", help="move a busy machine to another process and back, verified", allow_abbrev=False
-    )
+    demo = _command(commands, "demo", "move a busy machine to another process and back, verified", usage.DEMO)
     demo.set_defaults(handler=_demo)
-    doctor = commands.add_parser("doctor", help="what the kernel and the permissions allow here", allow_abbrev=False)
+    doctor = _command(commands, "doctor", "what the kernel and the permissions allow here", usage.DOCTOR)
     doctor.add_argument("--json", action="store_true", help="as a JSON record")
     doctor.set_defaults(handler=_doctor)
     _add_bench(commands)
     _add_analyze(commands)
     _add_lab(commands)
+    shell = _command(commands, "completion", "what makes a shell complete these commands", usage.COMPLETION)
+    shell.add_argument("shell", choices=completion.SHELLS, help="the shell that shall read it")
+    shell.set_defaults(handler=lambda options: completion.show(options.shell))
     return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, purpose: str, epilog: str
+) -> argparse.ArgumentParser:
+    """A command whose help says its purpose, its options, and more."""
+    return commands.add_parser(
+        name,
+        help=purpose,
+        description=f"{purpose[:1].upper()}{purpose[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def _size(text: str) -> int:
@@ -119,8 +123,9 @@ def _qmp_address(text: str) -> str:
 
 
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    bench = commands.add_parser("bench", help="measure, beside QEMU where one is on PATH", allow_abbrev=False)
-    bench.add_argument("subject", choices=("codec", "ram", "dirty", "precopy", "faults", "vmstate"))
+    bench = _command(commands, "bench", "measure, beside QEMU where one is on PATH", usage.BENCH)
+    subjects = ("codec", "ram", "dirty", "precopy", "faults", "vmstate")
+    bench.add_argument("subject", choices=subjects, help="what is measured, see below")
     bench.add_argument("--json", type=Path, metavar="OUT", help="write the record to OUT")
     bench.add_argument("--runs", type=int, metavar="N", help="counted runs of each case, default 5 (faults: 3)")
     bench.add_argument("--programs", type=Path, metavar="DIR", help="bare programs to measure beside (see make bench)")
@@ -128,52 +133,10 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     bench.set_defaults(handler=_bench)
 
 
-_FAULTS_EPILOG = """\
-A source process whose RAM is full, a destination process whose RAM is empty, postcopy between them: the machine runs on
-the destination from the first moment, and its guest touches pages that are not there. Each touch is timed where it
-happens (`touch`); the fault thread of the destination times its parts:
-
-  read        from its waking up until it held this fault
-  request     until the request for the page was the next to be sent
-  first-byte  until the first byte of the page was there: the link twice, and the source
-  place       until the page was in its place and its thread woken
-  total       all four
-
-The pages and their order depend on --seed alone, on every host. Examples:
-
-  qmig-e2k lab faults                                            10,000 faults, nothing else on the link
-  qmig-e2k lab faults --preempt --background --ram 1G --faults 0 beside all the rest of the memory
-  qmig-e2k lab faults --delay-us 500 --mbit 1000 --json far.json --plot far.png
-
-The link of --delay-us and --mbit is a relay in this process, exact to some ten microseconds; without both there is
-none.
-Memory with pages of 2M must be there before: sysctl vm.nr_hugepages=N, for both processes together.
-
-exit status: 0 measured; 1 it came to nothing, and why; 2 bad usage.
-"""
-
-_SWEEP_EPILOG = """\
-Each key of FILE.toml is an option of `lab faults` without its dashes; a list makes it an axis of the grid:
-
-  ram = "64M"
-  faults = 2000
-  preempt = [false, true]
-  delay-us = [0, 100, 1000]
-
-These are six runs. The records go to DIR as 000.json and so on, in the order of the table; sweep.png shows them all.
-"""
-
-
 def _add_lab(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    lab = commands.add_parser("lab", help="experiments with postcopy: how long a fault takes, and why")
+    lab = _command(commands, "lab", "experiments with postcopy: how long a fault takes, and why", usage.LAB)
     kinds = lab.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
-    faults = kinds.add_parser(
-        "faults",
-        help="one run: touch memory that is still at the source",
-        epilog=_FAULTS_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    faults = _command(kinds, "faults", "one run: touch memory that is still at the source", usage.FAULTS)
     add = faults.add_argument
     add("--ram", type=_size, default=256 << 20, metavar="SIZE", help="with suffix K M G; default 256M")
     add("--order", choices=("seq", "random", "zipf"), default="random", help="of the pages, default random")
@@ -188,13 +151,7 @@ def _add_lab(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--json", type=Path, metavar="OUT", help="write the record to OUT")
     add("--plot", type=Path, metavar="OUT.png", help="draw the histogram of each phase (needs matplotlib)")
     faults.set_defaults(handler=_lab_faults)
-    sweep = kinds.add_parser(
-        "sweep",
-        help="a grid of such runs",
-        epilog=_SWEEP_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    sweep = _command(kinds, "sweep", "a grid of such runs", usage.SWEEP)
     sweep.add_argument("file", type=Path, metavar="FILE.toml", help="the grid")
     sweep.add_argument("--out", type=Path, metavar="DIR", help="where the records go, default FILE")
     sweep.set_defaults(handler=_lab_sweep)
@@ -221,31 +178,13 @@ def _lab_sweep(options: argparse.Namespace) -> int:
     return command.sweep(options.file, options.out)
 
 
-_ANALYZE_EPILOG = """\
-Reads a stream that any QEMU wrote (a file: or exec: migration, or what was captured of a socket), of any machine.
-Devices are read by the JSON description at its end, those of e2k machines by this project's own layouts too, and the
-two are compared. With multifd, name the main channel's file first, then those of the channels: main,channel,channel.
-A pipe will do:
-
-  xz -dc machine.stream.xz | qmig-e2k analyze /dev/stdin
-  qmig-e2k analyze --json machine.stream | jq '.devices[] | select(.name == "cpu").fields.psr'
-  qmig-e2k analyze --extract-ram ram/ machine.stream
-  qmig-e2k analyze --diff before.stream after.stream
-
-Of a truncated or damaged stream everything before the damage is shown, then the error with its offset and place.
-
-exit status: 0 read to its end; 1 damaged, or unreadable; 2 bad usage. With --diff, as diff(1) has it: 0 no difference,
-1 a difference (or damage), 2 bad usage.
-"""
-
-
 def _add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "analyze",
         help="read a stored stream: devices, RAM, commands; or compare two",
         usage="qmig-e2k analyze FILE[,FILE...] [--json | --tree] [--extract-ram DIR]\n"
         "       qmig-e2k analyze --diff A B [--json | --tree]",
-        epilog=_ANALYZE_EPILOG,
+        epilog=usage.ANALYZE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -273,7 +212,7 @@ def _analyze(options: argparse.Namespace) -> int:
 
 
 def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    serve = commands.add_parser("serve", help="one process, one machine, controlled over QMP", allow_abbrev=False)
+    serve = _command(commands, "serve", "one process, one machine, controlled over QMP", usage.SERVE)
     add = serve.add_argument
     machine = add(
         "-M",
@@ -283,8 +222,8 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="TYPE[,tags=on]",
         help="e2k (default), e2k-qemu or none",
     )
-    _suggest(machine, lambda: ("e2k", "e2k-qemu", "none"))
-    _suggest(add("-cpu", metavar="MODEL", help="CPU model, e8c when not given"), _models)
+    completion.suggest(machine, lambda: ("e2k", "e2k-qemu", "none"))
+    completion.suggest(add("-cpu", metavar="MODEL", help="CPU model, e8c when not given"), _models)
     add("-smp", type=int, metavar="N", help="vCPUs, 1 to 8, default 1 (none: 0)")
     add(
         "-m",
@@ -315,7 +254,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="URI",
         help="wait for a migration at URI; defer: until migrate-incoming",
     )
-    _suggest(incoming, lambda: ("defer", "tcp:", "unix:", "fd:", "exec:", "file:"))
+    completion.suggest(incoming, lambda: ("defer", "tcp:", "unix:", "fd:", "exec:", "file:"))
     add("-loadvm", "--loadvm", metavar="NAME", help="begin with snapshot NAME of --snapshot-dir")
     add("--snapshot-dir", type=Path, metavar="DIR", help="where savevm puts snapshots; made if it is not there")
     add("-name", metavar="NAME", help="name of the machine (query-name)")
@@ -344,7 +283,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="SPEC",
         help="model guest: idle, seq, random or zipf[,threads=N][,wss=SIZE][,rate=N][,read=F]",
     )
-    _suggest(guest, lambda: ("idle", "seq", "random", "zipf"))
+    completion.suggest(guest, lambda: ("idle", "seq", "random", "zipf"))
     add("--seed", type=int, default=0, metavar="N", help="seed of the model guest")
     add("-v", "--verbose", action="store_true", help="log more")
     serve.set_defaults(handler=_serve)

@@ -154,7 +154,7 @@ def serve(options: Options) -> None:
         for address in options.qmp:
             log.info("QMP at %s", server.listen(address))
         if sys.stdout.isatty():
-            cleanup.callback(LiveView(vm.machine.control, sys.stdout).close)
+            cleanup.callback(LiveView(vm.machine, sys.stdout).close)
         server.serve()
 
 

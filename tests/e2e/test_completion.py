@@ -32,6 +32,7 @@ def complete(line, folder, program=MAIN):
     ("line", "words"),
     [
         ("qmig-e2k de", {"demo"}),
+        ("qmig-e2k completion f", {"fish"}),
         ("qmig-e2k serve --form", {"--format"}),
         ("qmig-e2k serve --format ", {"2.9", "7.2", "10.0"}),
         ("qmig-e2k serve -M e2k", {"e2k", "e2k-qemu"}),
@@ -47,7 +48,33 @@ def test_words_that_may_come_next(tmp_path, line, words):
     assert (found, done.returncode, done.stderr) == (words, 0, "")
 
 
+def test_each_shell_is_told_how_to_ask(tmp_path):
+    command = tmp_path / "qmig-e2k"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{MAIN}" "$@"\n')
+    command.chmod(0o755)
+
+    def said(*words):
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        variables = os.environ | {"PATH": path}
+        return subprocess.run(words, env=variables, capture_output=True, text=True, timeout=40, check=True).stdout
+
+    assert "complete --command qmig-e2k" in said(command, "completion", "fish")
+    assert "compdef _python_argcomplete qmig-e2k" in said(command, "completion", "zsh")
+    # what bash does when the tabulator is pressed
+    pressed = (
+        'COMP_LINE="qmig-e2k serve --for" COMP_POINT=20 COMP_TYPE=9; _python_argcomplete qmig-e2k; echo ${COMPREPLY[*]}'
+    )
+    assert said("bash", "-c", f'eval "$(qmig-e2k completion bash)"; complete -p qmig-e2k; {pressed}').split()[-2:] == [
+        "qmig-e2k",
+        "--format",
+    ]
+
+
 def test_a_missing_extra_is_named_with_its_remedy(tmp_path):
     found, done = complete("qmig-e2k de", tmp_path, WITHOUT)
     assert (found, done.returncode) == (set(), 1)
-    assert done.stderr == "qmig-e2k: completion needs argcomplete: pip install 'qmig_e2k[cli]'\n"
+    missing = "qmig-e2k: completion needs argcomplete: pip install 'qmig_e2k[cli]'\n"
+    assert done.stderr == missing
+    command = [sys.executable, "-c", WITHOUT, "completion", "fish"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (1, "", missing)

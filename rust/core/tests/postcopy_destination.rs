@@ -463,7 +463,19 @@ fn what_is_wrong_after_run_pauses_and_loses_nothing() {
         s.page_record(0, qmig_core::wire::consts::RAM_XBZRLE, Some(b"ram"));
         s.put(&[1, 0, 3, 0, 1, 1]);
     };
+    let compressed = |length: u32, bytes: &'static [u8]| {
+        move |s: &mut Output| {
+            s.section_part(2);
+            s.page_record(0x5000, qmig_core::wire::consts::RAM_COMPRESS_PAGE, Some(b"ram"));
+            s.be32(length);
+            s.put(bytes);
+        }
+    };
     let cases: Vec<Case> = vec![
+        ("a compressed page of nothing", "a compressed page of 0 bytes", Box::new(compressed(0, b""))),
+        ("a compressed page without end", "a compressed page of 4294967295 bytes", Box::new(compressed(u32::MAX, b""))),
+        ("garbage for a compressed page", "zlib", Box::new(compressed(9, &[0x55; 9]))),
+        ("a compressed page that ends too early", "zlib", Box::new(compressed(8, b"\x78\x9c\x03\0\0\0\0\x01"))),
         ("a page twice", "arrived twice", Box::new(zero_at(0x1000))),
         ("a difference", "an XBZRLE page after POSTCOPY_LISTEN", Box::new(difference)),
         ("outside", "page at 0x28000 of a block of 0x28000 bytes", Box::new(zero_at(0x28000))),
@@ -476,7 +488,7 @@ fn what_is_wrong_after_run_pauses_and_loses_nothing() {
         ("the end too early", "pages never came, the first at 0x3000", Box::new(|s| s.put(finish().as_slice()))),
         ("nonsense", "no element type", Box::new(|s| s.u8(0xee))),
     ];
-    let (destination, mut source) = running(&[]);
+    let (destination, mut source) = running(&["compress"]);
     let mut there: BTreeSet<_> = first_three().into_iter().collect();
     for (turn, (what, text, write)) in cases.into_iter().enumerate() {
         // something good comes before it, and stays

@@ -129,6 +129,11 @@ impl Control {
     }
 
     #[getter]
+    fn received(&self) -> u64 {
+        self.0.received.get()
+    }
+
+    #[getter]
     fn incoming_status(&self) -> &'static str {
         self.0.incoming_status().name()
     }

@@ -73,6 +73,8 @@ pub struct Control {
     downtime: DowntimeRecord,
     /// Ordinary commands that had to wait behind a fault.
     pub commands_waited: Counter,
+    /// Bytes that the source of the present or last incoming migration has sent, on all channels.
+    pub received: Arc<Counter>,
 }
 
 impl Control {
@@ -87,6 +89,7 @@ impl Control {
             blocked_reasons: RwLock::default(),
             downtime: DowntimeRecord::default(),
             commands_waited: Counter::default(),
+            received: Arc::default(),
             hub,
         }
     }
@@ -270,7 +273,9 @@ impl Control {
     /// Starts an incoming migration and says `setup` to everybody. `invalid-state` while one is under way.
     pub fn begin_incoming(&self) -> Result<()> {
         self.downtime.clear();
-        self.incoming.begin()
+        self.incoming.begin()?;
+        self.received.set(0);
+        Ok(())
     }
 
     /// Compare-and-swap of the incoming status with its event.

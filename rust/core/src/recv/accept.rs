@@ -45,7 +45,7 @@ impl Incoming {
         let switch = self.links.switch()?;
         let preempt = self.control.capability(PREEMPT) && listener.is_socket();
         let (channel, beside) = if self.control.capability(MULTIFD) && listener.is_socket() {
-            let (beside, main) = FanIn::gather(&listener, &switch, &|| {
+            let (beside, main) = FanIn::gather(&listener, &switch, &self.control.received, &|| {
                 self.control.incoming_connected(&self.cancel);
                 self.terms()
             })?;
@@ -84,7 +84,7 @@ impl Incoming {
             begin = reader.position()?;
             lock(&self.loader).map(file);
         }
-        let mut source = Source::new(reader);
+        let mut source = Source::new(reader, &self.control.received);
         if let Some(beside) = beside {
             accept |= Accept::MULTIFD;
             source.stand_by(beside);

@@ -103,7 +103,8 @@ impl Heard {
         };
         let back = Back::new(writer, cancel.clone());
         let mut main = self.main();
-        main.replace_source(Source::new(reader));
+        // What comes to a machine that is complete counts for nothing.
+        main.replace_source(Source::new(reader, &Arc::default()));
         main.input().source().set_deadline(Instant::now() + self.deadline);
         loop {
             match main.next(&mut NullSink)? {

@@ -535,7 +535,7 @@ impl Listening {
         if connection.back.is_local() {
             reader.bound(UNREAD);
         }
-        main.replace_source(Source::new(reader));
+        main.replace_source(Source::new(reader, &self.control.received));
         main.input().source().bear(&self.silence);
         main.input().source().set_deadline(Instant::now() + self.deadlines.recover);
         let mut state = self.lock();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::multifd::FanIn;
 use super::silence::Silence;
 use crate::channel::{Cancel, ReadHalf};
+use crate::control::Counter;
 use crate::wire::{ByteSource, Decoder};
 use crate::{ErrorKind, Result};
 
@@ -20,6 +21,8 @@ pub type Main = Decoder<Source>;
 #[derive(Debug)]
 pub struct Source {
     reader: ReadHalf,
+    /// Counts what comes.
+    received: Arc<Counter>,
     deadline: Option<Instant>,
     /// Once this is true there is no deadline any more.
     patient: Option<Arc<AtomicBool>>,
@@ -30,9 +33,9 @@ pub struct Source {
 }
 
 impl Source {
-    /// Waits for as long as it takes.
-    pub fn new(reader: ReadHalf) -> Self {
-        Self { reader, deadline: None, patient: None, silence: None, beside: None }
+    /// Waits for as long as it takes. What comes is counted in `received`.
+    pub fn new(reader: ReadHalf, received: &Arc<Counter>) -> Self {
+        Self { reader, received: Arc::clone(received), deadline: None, patient: None, silence: None, beside: None }
     }
 
     /// A read that has to wait beyond `deadline` fails as `timeout`.
@@ -107,7 +110,7 @@ impl ByteSource for Source {
                 Err(error) if error.kind == ErrorKind::Cancelled => {
                     return Err(self.beside.as_ref().and_then(|channels| channels.failure()).unwrap_or(error));
                 }
-                read => return read,
+                read => return read.inspect(|got| self.received.add(*got as u64)),
             }
         }
     }

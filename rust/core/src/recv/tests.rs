@@ -60,8 +60,8 @@ fn rig_with(deadlines: Deadlines) -> Rig {
     let connection = Connection { back, link, second: None, listener: None };
     // The head of the stream has been read from something else.
     let (before, _) = halves(UnixStream::pair().unwrap().0, &cancel);
-    let mut main = Decoder::new(Input::new(Source::new(before)), DecoderOptions::default());
-    main.replace_source(Source::new(reader));
+    let mut main = Decoder::new(Input::new(Source::new(before, &control.received)), DecoderOptions::default());
+    main.replace_source(Source::new(reader, &control.received));
     let listening = Listening::start(&control, &links, requests, vec![0], main, connection, deadlines).unwrap();
     Rig { control, cancel, memory, block, listening, source: sources_end(theirs) }
 }

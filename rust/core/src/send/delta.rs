@@ -11,7 +11,7 @@ use super::records::is_zero;
 use super::stream::Stream;
 use super::ways::{MainRecords, Page, Way};
 use crate::Result;
-use crate::control::{Control, Session};
+use crate::control::{Control, Session, ZeroPageDetection};
 use crate::page::{Delta, PageCache, XbzrleEncoder};
 use crate::ram::Block;
 use crate::wire::SectionKind;
@@ -38,6 +38,8 @@ pub struct Deltas {
     session: Arc<Session>,
     encoder: XbzrleEncoder,
     cache: PageCache,
+    /// Zeros are looked for; else they travel like anything else.
+    looks: bool,
     /// The parameter as it was last looked at.
     cache_size: u64,
     /// Where each block begins in the space of all of them, in bytes.
@@ -77,12 +79,14 @@ impl Deltas {
             starts.push(total);
             total += block.used_length();
         }
-        let cache_size = control.parameters().xbzrle_cache_size;
+        let parameters = control.parameters();
+        let cache_size = parameters.xbzrle_cache_size;
         Ok(Self {
             control: Arc::clone(control),
             session: Arc::clone(session),
             encoder: XbzrleEncoder::default(),
             cache: PageCache::new(useful(cache_size, total), PAGE_BYTES)?,
+            looks: parameters.zero_page_detection != ZeroPageDetection::None,
             cache_size,
             starts,
             total,
@@ -156,7 +160,7 @@ impl Way for Deltas {
             return Ok(false);
         }
         let address = self.starts[page.area] + page.offset;
-        if is_zero(page.block, page.offset)? {
+        if self.looks && is_zero(page.block, page.offset)? {
             // Refused where another page has the slot; then this one is not in it.
             let _ = self.cache.insert(address, &[0; PAGE_BYTES], self.age);
             records.zero(stream, page)?;

@@ -28,13 +28,15 @@ pub struct Setting {
     pub capabilities: Vec<&'static str>,
     pub bandwidth: u64,
     pub uri: String,
-    /// How long an answer, or reading on, may take, if not as long as usual.
+    /// How long an answer, and reading on, may take, if not as long as usual.
     pub patience: Option<Duration>,
+    /// How long reading on may take.
+    pub stall: Option<Duration>,
 }
 
 impl Setting {
     pub fn new(format: Format) -> Self {
-        Self { format, capabilities: vec!["postcopy-ram"], bandwidth: 0, uri: "fd:peer".into(), patience: None }
+        Self { format, capabilities: vec!["postcopy-ram"], bandwidth: 0, uri: "fd:peer".into(), patience: None, stall: None }
     }
 
     pub fn with(mut self, capability: &'static str) -> Self {
@@ -106,6 +108,8 @@ impl Source {
         if let Some(deadline) = setting.patience {
             outgoing.set_answer_deadline(deadline);
             outgoing.set_word_deadline(deadline);
+        }
+        if let Some(deadline) = setting.stall.or(setting.patience) {
             outgoing.set_stall_deadline(deadline);
         }
         let setting = setting.clone();

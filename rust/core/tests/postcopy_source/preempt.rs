@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use qmig_core::ErrorKind;
 use qmig_core::channel::Uri;
@@ -69,10 +70,16 @@ fn serve(main: &mut Peer, second: &mut Peer) {
 
 fn whole(format: Format) -> (Place, Source, Peer, Peer) {
     let place = Place::new();
-    let source = Source::start(&[block("ram", PAGES)], &place.setting(format), None);
+    let (source, main, second) = switched(&place, &place.setting(format));
+    (place, source, main, second)
+}
+
+/// A machine that runs at the destination, with both channels.
+fn switched(place: &Place, setting: &Setting) -> (Source, Peer, Peer) {
+    let source = Source::start(&[block("ram", PAGES)], setting, None);
     let mut main = place.accept();
     let mut second = None;
-    if format == Format::V7_2 {
+    if setting.format == Format::V7_2 {
         // Before anything is said on main.
         second = Some(place.accept());
     }
@@ -80,13 +87,13 @@ fn whole(format: Format) -> (Place, Source, Peer, Peer) {
     main.until(2);
     assert!(place.nobody_waits(), "a connection too early");
     main.say(&ReturnMessage::Pong(1));
-    if format == Format::V10_0 {
+    if setting.format == Format::V10_0 {
         second = Some(place.accept());
     }
     let size = main.until(7);
     main.bytes(u32::from_be_bytes(size.try_into().unwrap()) as usize);
     main.pages.clear();
-    (place, source, main, second.unwrap())
+    (source, main, second.unwrap())
 }
 
 fn rest(second: &mut Peer, eos: bool) {
@@ -158,5 +165,22 @@ fn no_second_connection_no_start() {
         let mut outgoing = outgoing(&control, &[block("ram", 4)], &setting);
         let refused = begun(&mut outgoing, &setting, None).unwrap_err();
         assert_eq!(refused.kind, kind, "{refused}");
+    }
+}
+
+#[test]
+fn a_second_channel_that_nobody_reads_ends_the_connection() {
+    for format in [Format::V7_2, Format::V10_0] {
+        let place = Place::new();
+        let setting = Setting { stall: Some(Duration::from_millis(300)), bandwidth: PAGE as u64, ..place.setting(format) };
+        let (source, mut main, second) = switched(&place, &setting);
+        // More than a socket holds. Main goes on being read, so it is not main that is found out.
+        main.ask(Some("ram"), 0, PAGES * PAGE);
+        let reader = std::thread::spawn(move || main.ends_after_rest());
+        let why = source.paused();
+        assert!(why.contains("does not read"), "{why}");
+        assert!(reader.join().unwrap(), "main is cut, too");
+        drop(second);
+        assert_eq!(source.give_up(), Status::Failed);
     }
 }

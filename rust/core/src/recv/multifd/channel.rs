@@ -38,6 +38,7 @@ struct Heard {
 impl Heard {
     fn note(&self, got: usize) -> usize {
         self.shared.heard[self.index].fetch_add(got as u64, Ordering::Relaxed);
+        self.shared.received.add(got as u64);
         got
     }
 
@@ -201,7 +202,7 @@ mod tests {
         let terms =
             Terms { channels: 2, method: Method::None, uuid: [0; 16], connect: Duration::from_secs(60), stall: Duration::from_secs(60) };
         let cut = Cancel::new().unwrap();
-        let shared = Arc::new_cyclic(|this| Shared::new(&terms, cut.clone(), std::sync::Weak::clone(this)));
+        let shared = Arc::new_cyclic(|this| Shared::new(&terms, &Arc::default(), cut.clone(), std::sync::Weak::clone(this)));
         let alive = Alive { shared: Arc::clone(&shared), index: 1 };
         let broken = std::thread::spawn(move || {
             let _alive = alive;

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use super::places::Places;
 use crate::channel::{Cancel, Channel, Listener, ReadHalf, Registration};
+use crate::control::Counter;
 use crate::wire::multifd::Method;
 use crate::{Error, ErrorKind, Result};
 
@@ -63,6 +64,8 @@ struct Shared {
     changed: Condvar,
     /// By channel: bytes that came.
     heard: Vec<AtomicU64>,
+    /// The same of all, and of the main channel.
+    received: Arc<Counter>,
     _with_cut: Registration,
 }
 
@@ -108,8 +111,8 @@ struct State {
 
 impl FanIn {
     /// Accepts all channels of one migration, in whatever order they come, and the main one, which is the second result. `agree` is
-    /// asked when a source is here; `link` ends everything.
-    pub fn gather(listener: &Listener, link: &Cancel, agree: &dyn Fn() -> Terms) -> Result<(Arc<Self>, Channel)> {
+    /// asked when a source is here; `link` ends everything, and `tally` counts what comes.
+    pub fn gather(listener: &Listener, link: &Cancel, tally: &Arc<Counter>, agree: &dyn Fn() -> Terms) -> Result<(Arc<Self>, Channel)> {
         let mut door = Door::new(agree);
         let gathered = listener.gather(link, &mut door);
         let channels = gathered.map_err(|error| door.explain(error))?;
@@ -122,12 +125,12 @@ impl FanIn {
             }
         }
         let main = main.ok_or_else(|| Error::new(ErrorKind::Closed, "there is no main channel"))?; // the door has seen it
-        Ok((Self::start(readers, link, &terms)?, main))
+        Ok((Self::start(readers, link, &terms, tally)?, main))
     }
 
-    fn start(readers: Vec<(usize, ReadHalf)>, link: &Cancel, terms: &Terms) -> Result<Arc<Self>> {
+    fn start(readers: Vec<(usize, ReadHalf)>, link: &Cancel, terms: &Terms, tally: &Arc<Counter>) -> Result<Arc<Self>> {
         let cut = Cancel::new()?;
-        let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared::new(terms, cut.clone(), this.clone()));
+        let shared = Arc::new_cyclic(|this: &Weak<Shared>| Shared::new(terms, tally, cut.clone(), this.clone()));
         let with_link = link.register(Box::new(move || cut.set()));
         let this = Arc::new(Self { shared, threads: Mutex::default(), _with_link: with_link });
         for (index, reader) in readers {
@@ -237,7 +240,7 @@ impl Drop for FanIn {
 }
 
 impl Shared {
-    fn new(terms: &Terms, cut: Cancel, this: Weak<Self>) -> Self {
+    fn new(terms: &Terms, tally: &Arc<Counter>, cut: Cancel, this: Weak<Self>) -> Self {
         let channels = usize::from(terms.channels);
         let with_cut = cut.register(Box::new(move || {
             if let Some(this) = this.upgrade() {
@@ -262,6 +265,7 @@ impl Shared {
             state: Mutex::new(state),
             changed: Condvar::new(),
             heard: (0..channels).map(|_| AtomicU64::new(0)).collect(),
+            received: Arc::clone(tally),
             _with_cut: with_cut,
         }
     }

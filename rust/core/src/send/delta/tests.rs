@@ -26,8 +26,12 @@ type Record = (u64, Option<&'static str>, Vec<u8>);
 
 impl Rig {
     fn new(cache_size: u64) -> Self {
+        Self::with(Parameters { xbzrle_cache_size: cache_size, ..Parameters::default() })
+    }
+
+    fn with(parameters: Parameters) -> Self {
         let control = Arc::new(Control::new(None));
-        control.set_parameters(Parameters { xbzrle_cache_size: cache_size, ..Parameters::default() });
+        control.set_parameters(parameters);
         let session = control.begin_outgoing().unwrap();
         let blocks = vec![Block::anon("a", 4 * PAGE).unwrap(), Block::anon("b", 4 * PAGE).unwrap()];
         let way = Deltas::new(&control, &session, &blocks).unwrap();
@@ -303,4 +307,16 @@ fn the_destination_has_what_was_written_whatever_was() {
     }
     let (pages, overflow, misses) = rig.counts();
     assert!(pages > 100 && overflow > 10 && misses > 100, "{pages} {overflow} {misses}");
+}
+
+#[test]
+fn without_a_look_for_zeros_they_travel_like_any_page() {
+    let mut rig = Rig::with(Parameters { zero_page_detection: ZeroPageDetection::None, ..Parameters::default() });
+    assert_eq!(rig.again(1), Some((RAM_PAGE, Some("a"), vec![0; PAGE_BYTES])), "not in the cache: whole, and kept");
+    assert_eq!(rig.again(1), None, "unchanged");
+    rig.write(2, 0, &[7]);
+    rig.again(2);
+    rig.write(2, 0, &[0]);
+    assert_eq!(rig.again(2), Some((RAM_XBZRLE, None, delta(&[0, 1, 0]))), "zero again: a difference");
+    assert_eq!((rig.records.duplicate, rig.counts()), (0, (1, 0, 2)));
 }
