@@ -402,6 +402,13 @@ class Control:
 
         `cancelled` after a cancel, `failed` after an error or without a commit, else `completed`.
         """
+    @property
+    def throttle(self) -> int:
+        """Percent of their time that auto-converge takes from the vCPUs."""
+    def end_throttle(self) -> None:
+        """It takes nothing any more."""
+    def deadline_reason(self) -> str | None:
+        """What to say of a migration that was cancelled by its deadline; None for any other."""
     def outgoing_error(self) -> str | None: ...
     def cancel(self) -> bool:
         """migrate_cancel: channels shut down; outgoing: status cancelling; incoming, whose source has connected and has no promise yet: it fails.
@@ -439,6 +446,20 @@ class Control:
     def note_time(self, phase: str, microseconds: int) -> None:
         """One entry of query-migrate's `x-downtime`: stop, sync, pages, switchover, load, start."""
     def note_device_time(self, device: str, microseconds: int) -> None: ...
+
+@final
+class DirtyRate:
+    """A measurement, by a thread of its own, of how fast RAM is written."""
+
+    def __new__(
+        cls, blocks: Sequence[Block], milliseconds: int, *, sample_pages: int | None = None, explicit: bool = False
+    ) -> Self:
+        """By hashes of `sample_pages` pages for each GiB, or by the dirty log; `explicit`: by that of mark_dirty. Raises MigrationError
+        (`invalid-state`, `no-dirty-log`) if a log is in use or cannot be had."""
+    def measured(self) -> tuple[int, int | None] | None:
+        """(milliseconds that passed, MiB/s or None if there was nothing to look at); None while it measures."""
+    def cut(self) -> None:
+        """End it now; no log is held any more when this returns. Idempotent."""
 
 @final
 class Events:
@@ -479,9 +500,10 @@ class Outgoing:
         """The channel has a return path. Valid after connect."""
     def setup(self, head: bytes, sections: Sequence[bytes | None]) -> None:
         """Send file header and configuration (`head`), the return-path commands, then every START section in handler order; None stands for RAM's own."""
-    def run(self, pending: int = 0) -> Literal["switchover", "iterate", "postcopy"]:
+    def run(self, pending: int = 0) -> Literal["switchover", "iterate", "postcopy", "throttle"]:
         """RAM rounds until the machine should be stopped. `pending`: bytes that Python's live handlers still hold; with it, returns "iterate" once a turn so that
-        they can write their PART sections. "postcopy": `start_postcopy` was called; stop the machine and call `postcopy`. Raises MigrationError on failure and cancel."""
+        they can write their PART sections. "postcopy": `start_postcopy` was called; stop the machine and call `postcopy`.
+        "throttle": take `Control.throttle` percent of their time from the vCPUs, and call this again. Raises MigrationError on failure and cancel."""
     def write(self, data: bytes) -> None:
         """Complete PART sections of Python's live handlers; counted against the rate limit."""
     def finish(self, ends: Sequence[bytes | None], full: bytes, tail: bytes) -> None:

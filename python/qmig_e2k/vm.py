@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from qmig_e2k.e2k import Machine as Hardware
+    from qmig_e2k.migration.dirty_rate import Mode
     from qmig_e2k.migration.handle import Arrival, Migration
     from qmig_e2k.migration.machine import Emulator
     from qmig_e2k.migration.snapshot_files import Snapshot
@@ -62,7 +63,8 @@ class Vm:
     Args:
         machine: machine type: `e2k` (the newest `e2k-*`), `e2k-qemu` or `none`, on which both sides must agree; or a
             machine made by `e2k.build`, whose devices are then registered as well.
-        emulator: its `stop()` and `start()`; may have `reset()`, `inactivate_storage()`, `activate_storage()`. None:
+        emulator: its `stop()` and `start()`; may have `reset()`, `throttle(percent)`, `inactivate_storage()`,
+            `activate_storage()`. None:
             nothing runs.
         cpus: number of vCPUs, 1 to 8.
         name: a name for people (query-name).
@@ -339,6 +341,22 @@ class Vm:
     def snapshots(self) -> list[Snapshot]:
         """All snapshots in the machine's directory, the oldest first. Raises MigrationError (`io`, `invalid-state`)."""
         return snapshots(self.machine)
+
+    def calc_dirty_rate(self, milliseconds: int = 1000, *, mode: Mode = "page-sampling") -> None:
+        """Begin to measure how fast the guest writes its memory; `dirty_rate` has the answer.
+
+        Args:
+            milliseconds: for how long, 50 to 60000.
+            mode: `page-sampling` or `dirty-bitmap`, which is exact and slows the guest down a little.
+
+        Raises MigrationError as `DirtyRates.start`.
+        """
+        close_with_program(self.machine)
+        self.machine.dirty_rates.start(milliseconds, mode=mode)
+
+    def dirty_rate(self) -> dict[str, Any]:
+        """The last measurement as `query-dirty-rate` answers: `status`, and at the end `dirty-rate` in MiB/s."""
+        return self.machine.dirty_rates.query()
 
     # being controlled
 

@@ -31,7 +31,7 @@ CAPABILITIES: Mapping[str, str | None] = MappingProxyType(
     {
         "xbzrle": None,
         "rdma-pin-all": "the rdma: transport is not supported",
-        "auto-converge": _LATER,
+        "auto-converge": None,
         "zero-blocks": None,
         "compress": None,
         "events": None,

@@ -46,6 +46,7 @@ def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
         machine.expect_incoming()
         machine.check_postcopy()
         machine.settings.check_file()
+        machine.dirty_rates.cut()
         control.begin_incoming()
         try:
             source = Incoming(

@@ -19,6 +19,7 @@ from qmig_e2k._core import Block, Control, check_postcopy
 from qmig_e2k.corelog import forward
 from qmig_e2k.errors import MigrationError, migration_error
 from qmig_e2k.migration.blockers import POSTCOPY, RUNNING, Blockers
+from qmig_e2k.migration.dirty_rate import DirtyRates
 from qmig_e2k.migration.jobs import Jobs
 from qmig_e2k.migration.lifetime import end_with_program
 from qmig_e2k.migration.lock import MachineLock
@@ -90,6 +91,7 @@ class Machine:
         clock: the guest's time, running while the machine runs.
         global_state: the run state that travels.
         reset_hooks: called when the machine is reset, before the emulator's own.
+        dirty_rates: measures how fast the memory is written.
         switchover_released: set by `migrate-continue`.
         arrival: the incoming migration that listens or is being loaded, or the last one.
         departure: the outgoing migration under way, or the last one.
@@ -130,6 +132,7 @@ class Machine:
         self.memory_map: list[MappedRam] = []
         self.reset_hooks: list[Callable[[], None]] = [self.clock.reset, self.global_state.reset]
         self.blockers = Blockers(self.control, self.settings, self.registry.unmigratable)
+        self.dirty_rates = DirtyRates(self)
         self._emulator: Emulator = emulator or _NoEmulator()
         self._storage_active = True
         self._cautioned = False
@@ -173,6 +176,7 @@ class Machine:
             self._refuse_other_channels(wanted)
             if "postcopy-ram" in wanted and not capabilities["postcopy-ram"] and self.control.run_state == "inmigrate":
                 self._caution(check_postcopy(self.blocks))
+            self.check_throttle("auto-converge" in wanted)
             capabilities.update(changes)
             self.publish_settings()
 
@@ -197,8 +201,13 @@ class Machine:
             log.warning("%s", text)
 
     def set_parameters(self, changes: Mapping[str, object]) -> None:
-        """Change parameters, all of `changes` or none; possible at any time. Raises as `Parameters.checked`."""
+        """Change parameters, all of `changes` or none; possible at any time. Raises as `Parameters.checked`.
+
+        While a migration runs also as `Settings.check_deadline`.
+        """
         with self.settings_lock:
+            if self.control.outgoing_status in RUNNING:
+                self.settings.check_deadline(self.settings.parameters.checked(changes))
             self.settings.parameters.update(changes)
             self.publish_settings()
 
@@ -350,6 +359,23 @@ class Machine:
             why = "while a destination that may run it needs its memory" if busy else "while a migration switches over"
             raise migration_error("invalid-state", f"{what} {why}")
 
+    def check_throttle(self, wanted: bool) -> None:
+        """Raises MigrationError (`unsupported`) if `auto-converge` is wanted and the emulator cannot be slowed down."""
+        if wanted and not isinstance(self._emulator, _NoEmulator) and not hasattr(self._emulator, "throttle"):
+            text = "capability 'auto-converge' cannot be used: the emulator has no throttle(percent)"
+            raise migration_error("unsupported", text)
+
+    def throttle(self, percent: int) -> None:
+        """Take `percent` of their time from the vCPUs; 0 ends that.
+
+        Raises MigrationError (`invalid-state`) with the emulator's reason.
+        """
+        with self.lock:
+            try:
+                self._hook("throttle", percent)
+            except Exception as error:
+                raise migration_error("invalid-state", f"the emulator could not be throttled: {error}") from error
+
     # storage -------------------------------------------------------------------------------------------------------
 
     def inactivate_storage(self) -> None:
@@ -375,10 +401,10 @@ class Machine:
         except Exception as error:
             raise migration_error("io", f"the emulator could not {verb} its storage: {error}") from error
 
-    def _hook(self, name: str) -> None:
+    def _hook(self, name: str, *arguments: int) -> None:
         hook = getattr(self._emulator, name, None)
         if hook is not None:
-            hook()
+            hook(*arguments)
 
     # incoming ------------------------------------------------------------------------------------------------------
 
@@ -489,6 +515,7 @@ class Machine:
             self.servers.pop().close()
         self.jobs.close(self.abandon)
         self.abandon()  # what a last command began
+        self.dirty_rates.cut()
         for handle in (self.departure, self.arrival):
             while handle is not None and not handle.ended(_CLOSE_POLL):
                 self.abandon()  # a connection that is lost now is not found again

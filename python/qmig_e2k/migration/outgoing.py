@@ -49,6 +49,9 @@ def migrate(machine: Machine, uri: str, fd: int | None = None) -> Migration:
         refuse_unwanted(uri, fd)
         admit(machine)
         machine.settings.check_file()
+        machine.settings.check_deadline(machine.settings.parameters.values())
+        machine.check_throttle(machine.settings.capabilities["auto-converge"])
+        machine.dirty_rates.cut()
         machine.control.begin_outgoing()
         try:
             source = _Source(machine, uri)
@@ -167,10 +170,15 @@ class _Source:
         """Setup, and rounds until the machine should be stopped: to send what is left, or to let it run there first."""
         out, saving = self._out, self._saving
         out.setup(saving.head, saving.starts())
-        while (step := out.run(saving.pending())) == "iterate":
-            for section in saving.parts():
-                out.write(section)
-        return step
+        while True:
+            step = out.run(saving.pending())
+            if step == "throttle":
+                self._machine.throttle(self._control.throttle)
+            elif step == "iterate":
+                for section in saving.parts():
+                    out.write(section)
+            else:
+                return step
 
     def _switch(self, *, postcopy: bool) -> None:
         """Stop the machine, save its devices, hand it over; put everything back if that fails before the commit."""
@@ -232,6 +240,7 @@ class _Source:
         if not control.owned():
             control.set_run_state("postmigrate")
             return
+        self._end_throttle()
         try:
             machine.activate_storage()
             if former == "running":
@@ -243,16 +252,34 @@ class _Source:
             if control.run_state == "finish-migrate":
                 control.set_run_state("paused")
 
+    def _reported(self, error: BaseException | None, status: str) -> MigrationError | None:
+        """The exception that `Migration.wait` raises."""
+        reason = self._control.deadline_reason()
+        if status == "cancelled" and (reason is not None or getattr(error, "kind", None) != "cancelled"):
+            return migration_error("cancelled", reason or "the migration was cancelled")
+        return None if error is None else as_migration_error(error)
+
+    def _end_throttle(self) -> None:
+        """The vCPUs get all of their time again."""
+        if not self._control.throttle:
+            return
+        self._control.end_throttle()
+        try:
+            self._machine.throttle(0)
+        except MigrationError:
+            log.exception("the machine stays slowed down")
+
     def _end(self, error: BaseException | None) -> None:
         """Everything is as it shall be: close, reach the final status, and only then wake those who wait."""
         self._saving.cleanup()
         self._out.close()
+        self._end_throttle()
         # no other migration begins between the final status and the handle's snapshot
         with self._machine.settings_lock:
             if error is not None:
                 self._control.fail_outgoing(_text(error))
             status = self._control.finish_outgoing()
-            self.handle.finish(_reported(error, status))
+            self.handle.finish(self._reported(error, status))
 
 
 @contextmanager
@@ -267,10 +294,3 @@ def _released(lock: MachineLock) -> Iterator[None]:
 
 def _text(error: BaseException) -> str:
     return str(as_migration_error(error))
-
-
-def _reported(error: BaseException | None, status: str) -> MigrationError | None:
-    """The exception that `Migration.wait` raises."""
-    if status == "cancelled" and getattr(error, "kind", None) != "cancelled":
-        return migration_error("cancelled", "the migration was cancelled")
-    return None if error is None else as_migration_error(error)

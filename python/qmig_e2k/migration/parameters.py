@@ -97,7 +97,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
         "xbzrle-cache-size": Parameter(67_108_864, 4096, 2**63, size=True, unit="bytes"),
         "max-postcopy-bandwidth": Parameter(0, size=True),
         "tls-authz": Parameter("", nullable=True, refused=_NO_TLS),
-        "x-deadline": Parameter(0, unit=None, refused="deadlines are not built yet in this version of qmig_e2k"),
+        "x-deadline": Parameter(0, 0, 2**32 - 1, unit=None),
         "x-deadline-action": Parameter("cancel", choices=("cancel", "postcopy", "force"), unit=None),
         "x-postcopy-keep-runstate": Parameter(default=False, unit=None),
     }

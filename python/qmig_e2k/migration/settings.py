@@ -52,6 +52,15 @@ class Settings:
                 "'mapped-ram' has no room for compressed pages: set the parameter 'multifd-compression' to 'none'",
             )
 
+    def check_deadline(self, parameters: Mapping[str, Value]) -> None:
+        """Raises MigrationError (`invalid-argument`) if there is nothing to switch to when `x-deadline` passes."""
+        postcopy = parameters["x-deadline"] and parameters["x-deadline-action"] == "postcopy"
+        if postcopy and not self.capabilities["postcopy-ram"]:
+            raise migration_error(
+                "invalid-argument",
+                "'x-deadline-action' is 'postcopy': switch the capability 'postcopy-ram' on, or choose another action",
+            )
+
     def apply_global(self, *texts: str) -> None:
         """Apply `migration.NAME=VALUE`s: switches, capabilities and parameters; `x-NAME` means the same.
 

@@ -17,12 +17,13 @@ from uuid import UUID
 from qmig_e2k._core import Command, MigrationError
 from qmig_e2k.migration.capabilities import ALIASES as CAPABILITY_ALIASES
 from qmig_e2k.migration.capabilities import CAPABILITIES, COLO, NO_DIRTY_RING, NO_STORAGE
+from qmig_e2k.migration.dirty_rate import MODES, UNITS
 from qmig_e2k.migration.incoming import incoming
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.outgoing import migrate, resume_switchover
 from qmig_e2k.migration.parameters import ALIASES as PARAMETER_ALIASES
 from qmig_e2k.migration.parameters import PARAMETERS, REFUSED, Parameter
-from qmig_e2k.monitor import hmp, legacy, snapshots
+from qmig_e2k.monitor import dirty_rate, hmp, legacy, snapshots
 from qmig_e2k.monitor.answers import CORE, EVENTS, JOB, STATUSES
 from qmig_e2k.monitor.hmp_line import Leave
 from qmig_e2k.monitor.introspect import describe
@@ -204,6 +205,17 @@ _OBJECTS = {
     "tls-creds-x509": "TLS is not built yet in this version of qmig_e2k",
 }
 """Objects that QEMU takes for a migration, and why this machine does not."""
+_UNIT = Enum(tuple(UNITS))
+_DIRTY_RATE = Struct(
+    {
+        "status": Enum(("unstarted", "measuring", "measured")),
+        "start-time": INT,
+        "calc-time": INT,
+        "sample-pages": INT,
+        "mode": Enum(MODES),
+    },
+    {"dirty-rate": INT, "calc-time-unit": _UNIT},
+)
 _CAPABILITY = Struct({"capability": Enum((*CAPABILITIES, *CAPABILITY_ALIASES)), "state": BOOL})
 _CAPABILITY_STATE = Struct({"capability": Enum(tuple(CAPABILITIES)), "state": BOOL})
 _PARAMETERS = {name: _kind(parameter) for name, parameter in PARAMETERS.items()}
@@ -273,6 +285,15 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "object-add": Entry(_object_add, Struct({"qom-type": STR, "id": STR}, anything=True)),
         **dict.fromkeys(
             ("set-vcpu-dirty-limit", "cancel-vcpu-dirty-limit", "query-vcpu-dirty-limit"), _refusal(NO_DIRTY_RING)
+        ),
+        "calc-dirty-rate": Entry(
+            lambda call: dirty_rate.calc(call.machine, call.arguments),
+            Struct({"calc-time": INT}, {"calc-time-unit": _UNIT, "sample-pages": INT, "mode": Enum(MODES)}),
+        ),
+        "query-dirty-rate": Entry(
+            lambda call: dirty_rate.query(call.machine, call.arguments),
+            Struct({}, {"calc-time-unit": _UNIT}),
+            _DIRTY_RATE,
         ),
         "x-verify": Entry(_verify, Struct({}, {"vcpus": BOOL}), _VERIFIED),
         "x-add-blocker": Entry(

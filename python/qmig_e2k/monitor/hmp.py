@@ -11,7 +11,7 @@ from qmig_e2k import downtime
 from qmig_e2k._core import MigrationError
 from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.parameters import PARAMETERS, Value
-from qmig_e2k.monitor import hmp_machine, snapshots
+from qmig_e2k.monitor import dirty_rate, hmp_machine, snapshots
 from qmig_e2k.monitor.hmp_commands import ACTIONS
 from qmig_e2k.monitor.hmp_line import Action, Argument, Line, number, plain
 
@@ -221,6 +221,7 @@ def _migrate(machine: Machine) -> list[str]:
 
 
 _INFO: Mapping[str, Action] = {
+    "dirty_rate": Action(plain(dirty_rate.show), "show dirty rate information"),
     "migrate": Action(plain(_migrate), "show migration status"),
     "migrate_cache_size": Action(plain(hmp_machine.cache_size), "show the size of the cache of xbzrle"),
     "migrate_capabilities": Action(plain(_capabilities), "show current migration capabilities"),

@@ -17,8 +17,8 @@ from qmig_e2k.migration.incoming import incoming
 from qmig_e2k.migration.outgoing import migrate, resume_switchover
 from qmig_e2k.migration.parameters import PARAMETERS, parse_size
 from qmig_e2k.migration.snapshots import delvm, loadvm, savevm
-from qmig_e2k.monitor import legacy
-from qmig_e2k.monitor.hmp_line import Action, Argument, Leave, plain, switch
+from qmig_e2k.monitor import dirty_rate, legacy
+from qmig_e2k.monitor.hmp_line import Action, Argument, Leave, number, plain, switch
 
 if TYPE_CHECKING:
     from qmig_e2k.migration.machine import Machine
@@ -120,6 +120,13 @@ _TAG = Argument("tag")
 
 ACTIONS: Mapping[str, Action] = MappingProxyType(
     {
+        "calc_dirty_rate": Action(
+            dirty_rate.calc_by_hand,
+            "start a round of guest dirty rate measurement (using -r to specify dirty ring, which is refused, and "
+            "-b to specify dirty bitmap as method of calculation)",
+            (Argument("second", number), Argument("sample_pages_per_GB", number, optional=True)),
+            "rb",
+        ),
         "cont": Action(plain(lambda machine: machine.cont()), "resume emulation", short="c"),
         "delvm": Action(_delvm, "delete a VM snapshot from its tag", (_TAG,)),
         "loadvm": Action(_loadvm, "restore a VM snapshot from its tag", (_TAG,)),

@@ -138,7 +138,7 @@ fn source(control: &Arc<Control>, blocks: &[Arc<Block>], uri: &Uri, way: Way) ->
             match outgoing.run(0)? {
                 Step::Postcopy => break,
                 Step::Switchover => panic!("postcopy was wanted"),
-                Step::Iterate => {}
+                Step::Iterate | Step::Throttle => {}
             }
         }
         let mut full = Output::new();

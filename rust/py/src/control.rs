@@ -167,6 +167,20 @@ impl Control {
         Ok(self.session()?.finish().name())
     }
 
+    #[getter]
+    fn throttle(&self) -> u8 {
+        self.0.outgoing().map_or(0, |session| session.throttle())
+    }
+
+    fn end_throttle(&self) -> PyResult<()> {
+        self.session()?.set_throttle(0);
+        Ok(())
+    }
+
+    fn deadline_reason(&self) -> Option<String> {
+        self.0.outgoing()?.deadline_reason().map(|e| e.to_string())
+    }
+
     fn outgoing_error(&self) -> Option<String> {
         self.0.outgoing()?.error().map(|e| e.to_string())
     }

@@ -6,6 +6,7 @@
 mod block;
 mod codec;
 mod control;
+mod dirty_rate;
 mod error;
 mod faults;
 mod guest;
@@ -31,6 +32,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     stored::register(module)?;
     tls::register(module)?;
     control::register(module)?;
+    dirty_rate::register(module)?;
     outgoing::register(module)?;
     incoming::register(module)?;
     monitor::register(module)?;

@@ -106,6 +106,7 @@ impl Outgoing {
             Step::Switchover => "switchover",
             Step::Iterate => "iterate",
             Step::Postcopy => "postcopy",
+            Step::Throttle => "throttle",
         })
     }
 

@@ -7,6 +7,7 @@
 //! event, so that observers see events in the order of the changes.
 
 mod counters;
+mod deadline;
 mod downtime;
 mod events;
 mod hub;
@@ -34,7 +35,7 @@ use self::hub::Hub;
 use self::incoming::Incoming;
 pub use self::links::Links;
 pub(crate) use self::mapped_ram::no_file;
-pub use self::parameters::{Compression, Parameters, ZeroPageDetection};
+pub use self::parameters::{Compression, DeadlineAction, Parameters, ThrottleSettings, ZeroPageDetection};
 pub use self::run_state::RunState;
 pub use self::session::{Ownership, Session};
 pub use self::status::Status;
@@ -130,9 +131,12 @@ impl Control {
         self.hub.parameters()
     }
 
-    /// Replaces the parameters at once.
+    /// Replaces the parameters at once; a deadline holds for a migration that is under way, too.
     pub fn set_parameters(&self, parameters: Parameters) {
         self.hub.set_parameters(parameters);
+        if let Some(session) = self.outgoing() {
+            session.watch_deadline();
+        }
     }
 
     /// What the channels of the next migration are secured with; read when one begins, when listening begins, and by a recovery.
@@ -191,6 +195,8 @@ impl Control {
         self.downtime.clear();
         let session = Arc::new(Session::new(self.hub.clone(), stays)?);
         *outgoing = Some(session.clone());
+        drop(outgoing);
+        session.watch_deadline();
         Ok(session)
     }
 

@@ -29,6 +29,32 @@ pub enum ZeroPageDetection {
     Multifd,
 }
 
+/// What happens when the time allowed for a migration is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeadlineAction {
+    /// It is cancelled.
+    Cancel,
+    /// It switches to postcopy.
+    Postcopy,
+    /// The machine is stopped and the rest is sent, however long that takes.
+    Force,
+}
+
+/// How auto-converge slows the machine down; percentages (spec/control-plane 3.9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThrottleSettings {
+    /// Of the bytes sent in a period: more dirtied bytes than this are too many.
+    pub threshold: u8,
+    /// Of the time of the vCPUs: what the first step takes away.
+    pub initial: u8,
+    /// What each further step takes away more.
+    pub increment: u8,
+    /// What is taken away at most.
+    pub most: u8,
+    /// Steps become smaller where a smaller one will do.
+    pub tailslow: bool,
+}
+
 /// A snapshot of the parameters; a change replaces the snapshot and takes effect at the next look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameters {
@@ -40,6 +66,12 @@ pub struct Parameters {
     pub max_postcopy_bandwidth: u64,
     /// Milliseconds that the machine may stand still.
     pub downtime_limit: u64,
+    /// Milliseconds that a migration may take up to the switchover; 0 is for ever.
+    pub deadline: u64,
+    /// What happens then.
+    pub deadline_action: DeadlineAction,
+    /// How `auto-converge` works.
+    pub throttle: ThrottleSettings,
     /// Channels of multifd, 1 to 255.
     pub multifd_channels: u8,
     /// How they carry pages.
@@ -65,6 +97,9 @@ impl Default for Parameters {
             avail_switchover_bandwidth: 0,
             max_postcopy_bandwidth: 0,
             downtime_limit: 300,
+            deadline: 0,
+            deadline_action: DeadlineAction::Cancel,
+            throttle: ThrottleSettings { threshold: 50, initial: 20, increment: 10, most: 99, tailslow: false },
             multifd_channels: 2,
             multifd_compression: Compression::None,
             zero_page_detection: ZeroPageDetection::Multifd,
@@ -119,6 +154,19 @@ impl Parameters {
             "multifd" => ZeroPageDetection::Multifd,
             other => return Err(bad(format!("there is no zero-page-detection {other:?}"))),
         };
+        let deadline_action = match name("x-deadline-action", "cancel")?.as_str() {
+            "cancel" => DeadlineAction::Cancel,
+            "postcopy" => DeadlineAction::Postcopy,
+            "force" => DeadlineAction::Force,
+            other => return Err(bad(format!("there is no x-deadline-action {other:?}"))),
+        };
+        let throttle = ThrottleSettings {
+            threshold: within("throttle-trigger-threshold", default.throttle.threshold, 1..=100)?,
+            initial: within("cpu-throttle-initial", default.throttle.initial, 1..=99)?,
+            increment: within("cpu-throttle-increment", default.throttle.increment, 1..=99)?,
+            most: within("max-cpu-throttle", default.throttle.most, 1..=99)?,
+            tailslow: switch("cpu-throttle-tailslow", default.throttle.tailslow)?,
+        };
         let xbzrle_cache_size = read("xbzrle-cache-size", default.xbzrle_cache_size)?;
         if !xbzrle_cache_size.is_power_of_two() || xbzrle_cache_size < PAGE_SIZE {
             let text = format!("parameter xbzrle-cache-size must be a power of two from {PAGE_SIZE} on, not {xbzrle_cache_size}");
@@ -129,6 +177,9 @@ impl Parameters {
             avail_switchover_bandwidth: read("avail-switchover-bandwidth", default.avail_switchover_bandwidth)?,
             max_postcopy_bandwidth: read("max-postcopy-bandwidth", default.max_postcopy_bandwidth)?,
             downtime_limit: read("downtime-limit", default.downtime_limit)?,
+            deadline: read("x-deadline", default.deadline)?,
+            deadline_action,
+            throttle,
             multifd_channels: within("multifd-channels", default.multifd_channels, 1..=255)?,
             multifd_compression,
             zero_page_detection,
@@ -174,6 +225,19 @@ mod tests {
     }
 
     #[test]
+    fn of_auto_converge_and_the_deadline() {
+        let got = Parameters::parse(
+            r#"{"throttle-trigger-threshold": 100, "cpu-throttle-initial": 1, "cpu-throttle-increment": 99, "max-cpu-throttle": 2,
+                "cpu-throttle-tailslow": true, "x-deadline": 4294967295, "x-deadline-action": "postcopy"}"#,
+        );
+        let got = got.unwrap();
+        let wanted = ThrottleSettings { threshold: 100, initial: 1, increment: 99, most: 2, tailslow: true };
+        assert_eq!((got.throttle, got.deadline, got.deadline_action), (wanted, 0xffff_ffff, DeadlineAction::Postcopy));
+        let got = Parameters::parse(r#"{"x-deadline-action": "force"}"#).unwrap();
+        assert_eq!((got.deadline, got.deadline_action), (0, DeadlineAction::Force));
+    }
+
+    #[test]
     fn refuses_what_is_of_another_type_or_out_of_range() {
         for text in [
             "",
@@ -195,6 +259,13 @@ mod tests {
             r#"{"compress-threads": 0}"#,
             r#"{"decompress-threads": 256}"#,
             r#"{"compress-wait-thread": 1}"#,
+            r#"{"throttle-trigger-threshold": 0}"#,
+            r#"{"cpu-throttle-initial": 100}"#,
+            r#"{"cpu-throttle-increment": 0}"#,
+            r#"{"max-cpu-throttle": 100}"#,
+            r#"{"cpu-throttle-tailslow": 1}"#,
+            r#"{"x-deadline": -1}"#,
+            r#"{"x-deadline-action": "hope"}"#,
         ] {
             assert_eq!(Parameters::parse(text).unwrap_err().kind, ErrorKind::InvalidArgument, "{text}");
         }

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::counters::Counters;
+use super::deadline::Deadline;
 use super::hub::Hub;
 use super::links::Links;
 use super::status::{Status, StatusWord};
@@ -69,7 +70,8 @@ pub struct Session {
     pub cancel: Cancel,
     /// Statistics; reset by being new.
     pub counters: Counters,
-    hub: Arc<Hub>,
+    pub(super) hub: Arc<Hub>,
+    pub(super) deadline: Deadline,
     status: StatusWord,
     ownership: AtomicU8,
     finished: AtomicBool,
@@ -79,6 +81,9 @@ pub struct Session {
     times: Mutex<Times>,
     dirty_log: Mutex<Option<&'static str>>,
     postcopy_wanted: AtomicBool,
+    switchover_wanted: AtomicBool,
+    /// Percent of their time that the vCPUs do not get.
+    throttle: AtomicU8,
     hurry: Cancel,
     _hurried: Registration,
     /// The destination has recovered once: it ran the machine, whatever it may say.
@@ -111,6 +116,9 @@ impl Session {
             times: Mutex::new(Times { start: now, setup_start: now, setup: None, stopped: None, handed_over: None, end: None }),
             dirty_log: Mutex::new(None),
             postcopy_wanted: AtomicBool::new(false),
+            switchover_wanted: AtomicBool::new(false),
+            throttle: AtomicU8::new(0),
+            deadline: Deadline::default(),
             recovered: AtomicBool::new(false),
             link_error: Mutex::new(None),
             hub,
@@ -224,6 +232,7 @@ impl Session {
             _ => Some(Status::Completed),
         });
         self.finished.store(true, Ordering::Release);
+        self.deadline.end();
         self.cancel.set();
         self.status()
     }
@@ -239,7 +248,33 @@ impl Session {
         self.hurry.set();
     }
 
-    /// Set when postcopy is wanted, and with `cancel`: ends the sleeps of precopy.
+    /// The machine is to be stopped now, however much is left.
+    pub(super) fn want_switchover(&self) {
+        self.switchover_wanted.store(true, Ordering::Release);
+        self.hurry.set();
+    }
+
+    /// True once the switchover must not wait for convergence any more.
+    pub fn switchover_wanted(&self) -> bool {
+        self.switchover_wanted.load(Ordering::Acquire)
+    }
+
+    /// Percent of their time that auto-converge takes from the vCPUs; 0: it does not.
+    pub fn throttle(&self) -> u8 {
+        self.throttle.load(Ordering::Relaxed)
+    }
+
+    /// Says what is taken from the vCPUs from now on.
+    pub fn set_throttle(&self, percent: u8) {
+        self.throttle.store(percent, Ordering::Relaxed);
+    }
+
+    /// Why it ends early: its deadline, the first error, or just that it was cancelled.
+    pub fn why_cancelled(&self) -> Error {
+        self.deadline_reason().or_else(|| self.error()).unwrap_or_else(|| Error::new(ErrorKind::Cancelled, "cancelled"))
+    }
+
+    /// Set when postcopy or the switchover is wanted, and with `cancel`: ends the sleeps of precopy.
     pub fn hurry(&self) -> &Cancel {
         &self.hurry
     }
@@ -287,7 +322,7 @@ impl Session {
         if self.transition(Status::PostcopyPaused, Status::PostcopyRecover) {
             return Ok(channel);
         }
-        Err(self.error().unwrap_or_else(|| Error::new(ErrorKind::Cancelled, "cancelled")))
+        Err(self.why_cancelled())
     }
 
     /// The destination has acknowledged the recovery: `postcopy-recover` becomes `postcopy-active`.
@@ -425,6 +460,9 @@ impl Session {
         if self.hub.capability("compress") {
             into.insert("compression".into(), self.counters.compression.to_json());
         }
+        if self.throttle() > 0 && !status.in_postcopy() {
+            into.insert("cpu-throttle-percentage".into(), self.throttle().into());
+        }
         if let Some(kind) = *self.dirty_log.lock().unwrap_or_else(PoisonError::into_inner) {
             into.insert("x-dirty-log".into(), kind.into());
         }
@@ -432,6 +470,11 @@ impl Session {
 
     fn lock_error(&self) -> MutexGuard<'_, Option<Error>> {
         self.error.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the time of `total-time` began.
+    pub(super) fn began(&self) -> Instant {
+        self.lock_times().start
     }
 
     fn lock_times(&self) -> MutexGuard<'_, Times> {

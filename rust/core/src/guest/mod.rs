@@ -25,6 +25,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// Steps between two looks at the clock. The stop flag is looked at in every step, since one may wait for a missing page.
 const CHUNK: u64 = 512;
+/// The same of a throttled vCPU, whose every step may cost a fault: its share of time is short.
+const THROTTLED_CHUNK: u64 = 16;
 
 /// Model vCPUs over one RAM block.
 #[derive(Debug)]
@@ -264,12 +266,14 @@ fn live(plan: &Plan, mut registers: Registers, block: &Block, run: &Run) -> Regi
     let mut throttle = Throttle::new(Instant::now());
     while !run.stop.load(Ordering::Relaxed) {
         let now = Instant::now();
-        if let Some(pause) = throttle.pause(run.throttle_percent.load(Ordering::Relaxed), now) {
+        let percent = run.throttle_percent.load(Ordering::Relaxed);
+        if let Some(pause) = throttle.pause(percent, now) {
             nap(pause, &run.stop);
             continue;
         }
-        let due = match pace.as_mut().map_or(Ok(CHUNK), |pace| pace.due(now)) {
-            Ok(due) => due.min(CHUNK),
+        let chunk = if percent == 0 { CHUNK } else { THROTTLED_CHUNK };
+        let due = match pace.as_mut().map_or(Ok(chunk), |pace| pace.due(now)) {
+            Ok(due) => due.min(chunk),
             Err(pause) => {
                 nap(pause, &run.stop);
                 continue;

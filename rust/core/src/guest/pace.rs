@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 const NAP_MIN: Duration = Duration::from_micros(500);
 /// A vCPU that could not run for longer (stopped process, missing page) does not make up for more than this.
 const BACKLOG: Duration = Duration::from_millis(100);
-/// Within each such window a throttled vCPU first runs, then sleeps.
+/// In each such window a throttled vCPU first runs, then sleeps.
 const WINDOW: Duration = Duration::from_millis(10);
 
 /// Sleeps for `pause`, or until `stop` is set and the thread unparked.
@@ -65,25 +65,32 @@ impl Pace {
     }
 }
 
-/// Takes a percentage of each window away.
+/// Takes a percentage of the time away.
 #[derive(Debug)]
 pub(super) struct Throttle {
-    window: Instant,
+    /// When the vCPU began to run, after its last sleep.
+    began: Instant,
 }
 
 impl Throttle {
     pub fn new(now: Instant) -> Self {
-        Self { window: now }
+        Self { began: now }
     }
 
-    /// How long to sleep now, once the running share of this window is used up.
+    /// How long to sleep now, once the running share of a window is used up. Who has run longer sleeps longer, up to what a whole
+    /// window costs: a step may have waited for a page.
     pub fn pause(&mut self, percent: u32, now: Instant) -> Option<Duration> {
-        let ran = now - self.window;
-        if percent == 0 || ran >= WINDOW {
-            self.window = now;
+        if percent == 0 {
+            self.began = now;
             return None;
         }
-        (ran >= WINDOW * (100 - percent) / 100).then(|| WINDOW.saturating_sub(ran))
+        let (ran, share) = (now.saturating_duration_since(self.began), 100 - percent);
+        if ran < WINDOW * share / 100 {
+            return None;
+        }
+        let pause = ran.min(WINDOW) * percent / share;
+        self.began = now + pause;
+        Some(pause)
     }
 }
 
@@ -140,7 +147,9 @@ mod tests {
         assert_eq!(throttle.pause(70, at(2)), None);
         assert_eq!(throttle.pause(70, at(3)), Some(Duration::from_millis(7)));
         assert_eq!(throttle.pause(70, at(10)), None);
-        assert_eq!(throttle.pause(70, at(14)), Some(Duration::from_millis(6)));
-        assert_eq!(throttle.pause(0, at(15)), None);
+        assert_eq!(throttle.pause(70, at(16)), Some(Duration::from_millis(14)), "twice the share costs twice the sleep");
+        assert_eq!(throttle.pause(99, at(60_000)), Some(Duration::from_millis(990)), "no more than a window's");
+        assert_eq!(throttle.pause(0, at(60_015)), None);
+        assert_eq!(throttle.pause(99, at(60_015)), None);
     }
 }

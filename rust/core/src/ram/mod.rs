@@ -7,6 +7,7 @@ pub mod bitmap;
 pub mod block;
 pub mod dirty;
 pub mod list;
+pub mod rate;
 pub mod target;
 
 pub use bitmap::{AtomicBitmap, Bitmap};

@@ -31,6 +31,7 @@ mod ready;
 mod records;
 mod return_path;
 mod stream;
+mod throttle;
 mod unsent;
 mod urgent;
 mod ways;

@@ -10,6 +10,7 @@ use super::ram_saver::{RamSaver, Turn};
 use super::ready;
 use super::return_path::ReturnPath;
 use super::stream::Stream;
+use super::throttle::{LONGEST_PERIOD, Throttle};
 use super::ways;
 use crate::channel::{Address, Channel, Uri, WriteHalf};
 use crate::control::{Control, Phase, Session, no_file};
@@ -72,6 +73,8 @@ pub enum Step {
     Iterate,
     /// Postcopy was asked for: stop the machine and call `postcopy`.
     Postcopy,
+    /// Take `Session::throttle` percent of their time from the vCPUs.
+    Throttle,
 }
 
 /// The source of one migration.
@@ -98,6 +101,7 @@ pub struct Outgoing {
     two_way: bool,
     commits_after_finish: bool,
     convergence: Convergence,
+    throttle: Throttle,
     pings: u32,
     /// How long the destination may take for an answer.
     pub(super) answer_deadline: Duration,
@@ -105,6 +109,8 @@ pub struct Outgoing {
     pub(super) word_deadline: Duration,
     /// And, after the commit, until it reads on.
     pub(super) stall_deadline: Duration,
+    /// How long auto-converge waits for the end of a round.
+    longest_period: Duration,
     /// Bytes sent while the machine ran; known once it stopped.
     pub(super) precopy_bytes: Option<u64>,
     rates: Rates,
@@ -157,10 +163,12 @@ impl Outgoing {
             two_way: false,
             commits_after_finish: false,
             convergence: Convergence::new(0),
+            throttle: Throttle::default(),
             pings: 0,
             answer_deadline: ANSWER_DEADLINE,
             word_deadline: WORD_DEADLINE,
             stall_deadline: STALL_DEADLINE,
+            longest_period: LONGEST_PERIOD,
             precopy_bytes: None,
             rates: Rates {
                 evaluated: Instant::now(),
@@ -194,6 +202,11 @@ impl Outgoing {
     /// How long it may not read what it is sent after the commit, instead of a minute: then postcopy is paused.
     pub fn set_stall_deadline(&mut self, deadline: Duration) {
         self.stall_deadline = deadline;
+    }
+
+    /// How long auto-converge waits for the end of a round before it looks at what is dirty, instead of five seconds.
+    pub fn set_longest_period(&mut self, period: Duration) {
+        self.longest_period = period;
     }
 
     /// Open the channel. Blocks for sockets; a cancel of the session ends it.
@@ -289,6 +302,13 @@ impl Outgoing {
                 self.prepare_switch()?;
                 return Ok(Step::Postcopy);
             }
+            if self.session.switchover_wanted() {
+                return Ok(Step::Switchover);
+            }
+            if let Some(percent) = self.throttle.news() {
+                self.session.set_throttle(percent);
+                return Ok(Step::Throttle);
+            }
             let bandwidth = self.control.parameters().max_bandwidth;
             self.parts()?.1.set_bandwidth(bandwidth);
             if self.parts()?.0.remaining_bytes() > 0 {
@@ -323,6 +343,13 @@ impl Outgoing {
                     // What keeps the destination from being ready may be something that a live handler has to send.
                     return Ok(if self.ready(Instant::now() + TURN) { Step::Switchover } else { Step::Iterate });
                 }
+            }
+            if self.auto_converge()
+                && self.session.counters.dirty_sync_count.get() > 1
+                && self.rates.evaluated.elapsed() >= self.longest_period
+            {
+                let newly = self.parts()?.0.sync()?;
+                self.synced(newly);
             }
             if pending > 0 {
                 self.flush()?;
@@ -466,7 +493,7 @@ impl Outgoing {
     }
 
     pub(super) fn why_not_committed(&self) -> Error {
-        self.session.error().unwrap_or_else(|| Error::new(ErrorKind::Cancelled, "cancelled"))
+        self.session.why_cancelled()
     }
 
     /// RAM records as one section: a pass, or a turn of it.
@@ -506,6 +533,10 @@ impl Outgoing {
         let elapsed = self.rates.evaluated.elapsed();
         if elapsed >= RATE_PERIOD {
             counters.dirty_pages_rate.set(per_second(self.rates.dirtied, elapsed));
+            if self.auto_converge() {
+                let sent = self.stream.as_ref().map_or(0, Stream::sent);
+                self.throttle.judge(self.rates.dirtied * PAGE_SIZE, sent, self.control.parameters().throttle);
+            }
             self.rates.dirtied = 0;
             self.rates.evaluated = Instant::now();
         }
@@ -517,6 +548,10 @@ impl Outgoing {
             saver.synced(count);
         }
         self.session.migration_pass(count);
+    }
+
+    fn auto_converge(&self) -> bool {
+        self.control.capability("auto-converge")
     }
 
     /// At the end of a bandwidth window: throughput, pages per second, expected downtime.
