@@ -125,7 +125,7 @@ class SnapshotDirectory:
             MigrationError: `io`, `invalid-argument`.
         """
         place = self._place(tag)
-        with _named(f"snapshot {tag!r}"):
+        with _named(f"a file in {self.path}"):
             self._clear()
             while True:
                 path = self.path / f".{secrets.token_hex(8)}{_DRAFT}"
