@@ -78,7 +78,9 @@ class DirtyRates:
                 raise migration_error("invalid-state", "the dirty rate is being measured already")
             if control.run_state == "inmigrate" or control.incoming_status in POSTCOPY:
                 raise migration_error("invalid-state", "the dirty rate cannot be measured: the memory is not here yet")
-            if mode == "dirty-bitmap" and control.outgoing_status in RUNNING:
+            if machine.restoring is not None:
+                raise migration_error("invalid-state", "the dirty rate cannot be measured while a snapshot is loaded")
+            if mode == "dirty-bitmap" and (machine.saving or control.outgoing_status in RUNNING):
                 text = "mode 'dirty-bitmap' cannot be had while a migration runs, which needs the dirty log itself"
                 raise migration_error("invalid-state", f"{text}: see dirty-pages-rate of query-migrate")
             explicit = machine.dirty_log == "explicit"

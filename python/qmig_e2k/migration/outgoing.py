@@ -51,7 +51,6 @@ def migrate(machine: Machine, uri: str, fd: int | None = None) -> Migration:
         machine.settings.check_file()
         machine.settings.check_deadline(machine.settings.parameters.values())
         machine.check_throttle(machine.settings.capabilities["auto-converge"])
-        machine.dirty_rates.cut()
         machine.control.begin_outgoing()
         try:
             source = _Source(machine, uri)
@@ -82,6 +81,7 @@ def admit(machine: Machine) -> None:
     reasons = machine.blockers.reasons()
     if reasons:
         raise migration_error("blocked", reasons[0])
+    machine.dirty_rates.cut()  # whose dirty log is needed
 
 
 def refuse_busy(machine: Machine) -> None:

@@ -117,6 +117,7 @@ def loadvm(machine: Machine, tag: str) -> None:
     with machine.settings_lock:
         refuse_busy(machine)
         refuse_absent(machine)
+        machine.dirty_rates.cut()
         machine.restoring = Control()  # its own: this is no incoming migration that anybody could ask for
     try:
         with directory.open(tag) as fd, machine.lock:

@@ -107,8 +107,12 @@ impl Drop for Deadline {
 }
 
 impl Session {
-    /// Keeps the deadline that the parameters name now, instead of any before. One that has passed already is acted on at once.
+    /// Keeps the deadline that the parameters name now, instead of any before. One that has passed already is acted on at once. A
+    /// snapshot has none.
     pub(super) fn watch_deadline(self: &Arc<Self>) {
+        if self.stays {
+            return;
+        }
         let parameters = self.hub.parameters();
         let at = self.began().checked_add(Duration::from_millis(parameters.deadline)).filter(|_| parameters.deadline > 0);
         let due = at.map(|at| Due { at, milliseconds: parameters.deadline, action: parameters.deadline_action });
@@ -215,6 +219,16 @@ mod tests {
         // One that was never finished leaves no thread either: this would wait for it.
         let (control, session) = begun(3_600_000, DeadlineAction::Cancel);
         drop((control, session));
+    }
+
+    #[test]
+    fn a_snapshot_has_none() {
+        let control = Control::new(None);
+        control.set_parameters(within(3_600_000, DeadlineAction::Cancel));
+        let session = control.begin_snapshot().unwrap();
+        control.set_parameters(within(1, DeadlineAction::Cancel));
+        assert_eq!(session.deadline.shared.state().due, None);
+        session.finish();
     }
 
     #[test]

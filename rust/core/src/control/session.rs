@@ -76,7 +76,7 @@ pub struct Session {
     ownership: AtomicU8,
     finished: AtomicBool,
     /// A snapshot: nobody else ever gets the machine.
-    stays: bool,
+    pub(super) stays: bool,
     error: Mutex<Option<Error>>,
     times: Mutex<Times>,
     dirty_log: Mutex<Option<&'static str>>,
