@@ -319,6 +319,29 @@ mod tests {
     use crate::wire::Output;
 
     #[test]
+    fn the_word_that_the_devices_are_ready() {
+        for (word, ready) in [(ReturnMessage::SwitchoverAck, true), (ReturnMessage::Shut(1), false)] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let cancel = Cancel::new().unwrap();
+            let channel = channel::connect(&Uri::parse("fd:test").unwrap(), Some(ours.into()), &cancel).unwrap();
+            let (reader, _writer) = channel.split();
+            let session = Control::new(None).begin_outgoing().unwrap();
+            let mut path = ReturnPath::start(reader.unwrap(), session, Vec::new()).unwrap();
+            assert!(!path.ready(Instant::now()), "nothing was said");
+            let mut words = Output::new();
+            word.write(&mut words);
+            word.write(&mut words);
+            theirs.write_all(words.as_slice()).unwrap();
+            // Whoever says no more is not waited for.
+            let begun = Instant::now();
+            assert_eq!(path.ready(begun + Duration::from_secs(60)), ready);
+            assert!(begun.elapsed() < Duration::from_secs(50));
+            cancel.set();
+            path.join();
+        }
+    }
+
+    #[test]
     fn an_answer_does_not_outweigh_a_refusal() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let cancel = Cancel::new().unwrap();
