@@ -127,3 +127,34 @@ fn finish(pool: &mut Pool<usize>, mut keep: impl FnMut(usize, Taken<'_>) -> Resu
     while collect(pool, &mut keep)? {}
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_an_error_nothing_is_left_of_the_pages_before() {
+        let page = |number: usize| [u8::try_from(number + 1).unwrap(); PAGE_BYTES];
+        let read = |number: usize, room: &mut [u8]| room.copy_from_slice(&page(number));
+        let mut pool = CompressPool::new(2, 1).unwrap();
+        // More than the workers' batches hold, and less.
+        for count in [100, 3] {
+            let packed = pool.compress(count, |_| false, read).unwrap();
+            let mut out = vec![0; count * PAGE_BYTES];
+            pool.decompress(&packed, &mut out).unwrap();
+
+            pool.deflate.as_mut().unwrap().break_down();
+            let error = pool.compress(count, |_| false, |_, room| room.fill(0xee)).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidState, "{error}");
+            pool.inflate.as_mut().unwrap().break_down();
+            assert_eq!(pool.decompress(&packed, &mut out).unwrap_err().kind, ErrorKind::InvalidState);
+
+            // Others do it now, and have none of that.
+            assert!(pool.compress(count, |_| false, read).unwrap() == packed);
+            out.fill(0);
+            pool.decompress(&packed, &mut out).unwrap();
+            assert!((0..count).all(|number| out[number * PAGE_BYTES..][..PAGE_BYTES] == page(number)));
+        }
+    }
+}

@@ -254,6 +254,16 @@ impl<T: Copy + Send + 'static> Pool<T> {
         self.idle.push(batch);
     }
 
+    /// As if all workers had died; for tests of those who use them.
+    #[cfg(test)]
+    pub(super) fn break_down(&mut self) {
+        let mut state = self.shared.lock();
+        (state.stop, state.broken) = (true, true);
+        drop(state);
+        self.shared.work.notify_all();
+        self.threads.drain(..).for_each(|thread| thread.join().unwrap());
+    }
+
     fn open(&mut self) -> &mut Batch<T> {
         self.filling.as_mut().expect("a page was put where there was no room")
     }

@@ -43,6 +43,11 @@ impl MappedFile {
 
     /// Fills every block: what the file has of it, and zeros. All pages are there, or it fails.
     pub fn load(&self, places: &Places, regions: &[MappedRam]) -> Result<()> {
+        self.load_by(places, regions, |_| self.file.another())
+    }
+
+    /// The same; `open` opens the file for the reader of that number.
+    fn load_by(&self, places: &Places, regions: &[MappedRam], open: impl Fn(usize) -> Result<Positioned>) -> Result<()> {
         let chunks: Vec<Chunk> = (0..regions.len()).flat_map(|region| chunks(region, places[region].block().pages())).collect();
         let next = AtomicUsize::new(0);
         let work = |file: &Positioned| -> Result<()> {
@@ -62,7 +67,7 @@ impl MappedFile {
             let (mut readers, mut ended) = (Vec::with_capacity(threads), Ok(()));
             for number in 0..threads {
                 let work = &work;
-                let started = self.file.another().and_then(|file| {
+                let started = open(number).and_then(|file| {
                     let thread = std::thread::Builder::new().name(format!("mapped-ram {number}"));
                     thread.spawn_scoped(scope, move || work(&file)).map_err(|e| Error::io("starting a reader of the file", e))
                 });
@@ -113,4 +118,49 @@ fn bitmap(file: &Positioned, region: &MappedRam, pages: &Range<usize>) -> Result
 
 fn chunks(region: usize, pages: usize) -> impl Iterator<Item = Chunk> {
     (0..pages).step_by(CHUNK).map(move |start| Chunk { region, pages: start..pages.min(start + CHUNK) })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+    use crate::ErrorKind;
+    use crate::channel::{Cancel, Listener};
+    use crate::ram::Block;
+
+    const PAGES: u64 = 1 << 20;
+
+    #[test]
+    fn a_reader_that_cannot_be_started_ends_the_others() {
+        // The last page of three chunks is all that stands there.
+        let pages = 3 * CHUNK;
+        let file: File = memfd_create("file", MemfdFlags::CLOEXEC).unwrap().into();
+        file.write_all_at(&[0x80], bitmap_bytes(pages as u64) - 1).unwrap();
+        file.write_all_at(&[7; PAGE_BYTES], PAGES + (pages as u64 - 1) * PAGE_SIZE).unwrap();
+        let (uri, cancel) = (Uri::parse("fd:file").unwrap(), Cancel::new().unwrap());
+        let channel = Listener::bind(&uri, Some(file.into())).unwrap().accept(&cancel).unwrap();
+        let reader = channel.split().0.unwrap();
+        let mapped = MappedFile { file: reader.positioned().unwrap().unwrap(), threads: 3 };
+
+        let block = Block::anon("ram", pages as u64 * PAGE_SIZE).unwrap();
+        let places = Places::new(vec![block.clone()]).unwrap();
+        let regions = [MappedRam { bitmap: 0, pages: PAGES }];
+        for bad in 0..3 {
+            let open = |number| {
+                let failed = Error::new(ErrorKind::Io, format!("no thread {number}"));
+                if number == bad { Err(failed) } else { mapped.file.another() }
+            };
+            let error = mapped.load_by(&places, &regions, open).unwrap_err();
+            assert_eq!((error.kind, error.message), (ErrorKind::Io, format!("no thread {bad}")));
+        }
+        mapped.load(&places, &regions).unwrap();
+        let mut last = [0; PAGE_BYTES];
+        block.read((pages as u64 - 1) * PAGE_SIZE, &mut last).unwrap();
+        assert!(last == [7; PAGE_BYTES]);
+    }
 }
