@@ -96,5 +96,5 @@ pin: ## Resolve the newest tools again and write them to requirements/
 	tools/pin-requirements $(PYTHON)
 
 clean: ## Remove what was built
-	rm -rf $(VENV) target fuzz/target docs/_build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis python/qmig_e2k/*.so
+	rm -rf $(VENV) target fuzz/target docs/_build docs/reference/_command-line.txt dist .pytest_cache .mypy_cache .ruff_cache .hypothesis python/qmig_e2k/*.so
 	find python tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

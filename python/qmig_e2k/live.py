@@ -169,7 +169,7 @@ def _faults(info: dict[str, Any]) -> str:
 
 
 def facts(look: Look) -> list[str]:
-    """The figures of a migration under way, in lines of at most 78 columns."""
+    """The figures of a migration under way, in lines of at most 80 columns."""
     ram = look.ram
     if not look.leaves:
         lines = [f"{size(look.received)} here, {_rate(look.rate)}, {look.elapsed:.0f} s"]
@@ -181,6 +181,8 @@ def facts(look: Look) -> list[str]:
     if look.status.startswith("postcopy"):
         return [*lines, f"{sent}, {ram['postcopy-requests']} pages asked for"]
     lines.append(f"{sent}, {_rate(ram['dirty-pages-rate'] * ram['page-size'])} written by the guest")
+    if slowed := look.info.get("cpu-throttle-percentage"):
+        lines[-1] += f", which is slowed down by {slowed} %"
     if "expected-downtime" in look.info:
         lines.append(
             f"stopped now, it would stand still for {look.info['expected-downtime']} ms (limit {look.limit} ms)"

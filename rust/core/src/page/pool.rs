@@ -261,7 +261,7 @@ impl<T: Copy + Send + 'static> Pool<T> {
         (state.stop, state.broken) = (true, true);
         drop(state);
         self.shared.work.notify_all();
-        self.threads.drain(..).for_each(|thread| thread.join().unwrap());
+        self.threads.drain(..).for_each(|thread| thread.join().expect("a worker has panicked"));
     }
 
     fn open(&mut self) -> &mut Batch<T> {
