@@ -105,7 +105,8 @@ class Handle(ABC):
         if error is None:
             self._done.set_result(None)
         else:
-            self._done.set_exception(error)
+            # a traceback would keep the frames of that thread, and with them the descriptors of this migration
+            self._done.set_exception(error.with_traceback(None))
 
     def __enter__(self) -> Self:
         return self

@@ -182,7 +182,7 @@ class Machine:
 
     def _refuse_other_channels(self, wanted: frozenset[str]) -> None:
         """What decides which connections are waited for stays as it was when that began (spec/control-plane 5.3)."""
-        if self.arrival is None or self.arrival.done():
+        if self.arrival is None or self.arrival.done() or self.control.incoming_status == "failed":
             return
         for name in ("multifd", "postcopy-preempt"):
             if (name in wanted) != self.settings.capabilities[name]:
