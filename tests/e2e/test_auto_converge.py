@@ -99,14 +99,18 @@ def test_an_emulator_without_the_hook_is_told_of_at_once():
         vm.add_ram("ram", buffer=ram)
         with pytest.raises(MigrationError, match=r"no throttle\(percent\)"):
             vm.set_capabilities(auto_converge=True)
+        vm.machine.settings.apply_global("migration.auto-converge=on")
+        assert any("no throttle(percent)" in obstacle for obstacle in vm.check())
+        with pytest.raises(MigrationError, match=r"no throttle\(percent\)"):
+            vm.migrate("exec:cat > /dev/null")
 
 
 def test_the_model_guest_arrives_though_it_writes_without_pause(serve):
-    guest = ("-m", "32M", "--guest", "random,threads=1", "--seed", "5")
+    guest = ("-m", "32M", "--guest", "random,threads=1,wss=16M", "--seed", "5")
     source, destination = serve(*guest, machine="e2k"), serve("-m", "32M", incoming="defer", machine="e2k")
     for side in (source, destination):
         side.set_capabilities(auto_converge=True, events=True)
-    source.command("migrate-set-parameters", max_bandwidth=32 << 20, downtime_limit=100, cpu_throttle_initial=99)
+    source.command("migrate-set-parameters", max_bandwidth=16 << 20, downtime_limit=100, cpu_throttle_initial=99)
     source.command("cont")
     source.command("migrate", uri=destination.listen())
     source.wait_migration("completed")

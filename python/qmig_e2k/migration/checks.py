@@ -53,6 +53,10 @@ def stops(machine: Machine, hardware: Hardware, emulator: object) -> Iterator[st
     for name in ("stop", "start") if emulator is not None else ():
         if not callable(getattr(emulator, name, None)):
             yield f"the emulator has no {name}(), by which its guest is {_DONE[name]}"
+    try:
+        machine.check_settings()
+    except MigrationError as error:
+        yield str(error)
     yield from _places(machine)
     yield from _devices(machine, stops=True)
 

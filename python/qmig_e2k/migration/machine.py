@@ -359,6 +359,13 @@ class Machine:
             why = "while a destination that may run it needs its memory" if busy else "while a migration switches over"
             raise migration_error("invalid-state", f"{what} {why}")
 
+    def check_settings(self) -> None:
+        """Raises MigrationError (`invalid-argument`, `unsupported`) if no migration can be as the settings say."""
+        settings = self.settings
+        settings.check_file()
+        settings.check_deadline(settings.parameters.values())
+        self.check_throttle(settings.capabilities["auto-converge"])
+
     def check_throttle(self, wanted: bool) -> None:
         """Raises MigrationError (`unsupported`) if `auto-converge` is wanted and the emulator cannot be slowed down."""
         if wanted and not isinstance(self._emulator, _NoEmulator) and not hasattr(self._emulator, "throttle"):

@@ -48,9 +48,7 @@ def migrate(machine: Machine, uri: str, fd: int | None = None) -> Migration:
     with closed_on_error(fd), machine.settings_lock:
         refuse_unwanted(uri, fd)
         admit(machine)
-        machine.settings.check_file()
-        machine.settings.check_deadline(machine.settings.parameters.values())
-        machine.check_throttle(machine.settings.capabilities["auto-converge"])
+        machine.check_settings()
         machine.control.begin_outgoing()
         try:
             source = _Source(machine, uri)
