@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 if TYPE_CHECKING:
     from qmig_e2k.migration.machine import Machine
 
-__all__ = ["LiveView", "Look", "Watch", "facts", "words"]
+__all__ = ["Lines", "LiveView", "Look", "Watch", "facts", "words"]
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,8 @@ class _Headlines:
 
     def new(self, look: Look) -> str | None:
         """The line for a change since the last look, if there is one."""
-        text = words(look)
+        # some of it the other side may have said
+        text = "".join(each if each.isprintable() else "?" for each in words(look))
         same, said = look.run_state == self._state, text if text != self._words else ""
         self._state, self._words = look.run_state, text
         return None if same and not said else f"{look.run_state:<14}  {said}".rstrip()
@@ -306,7 +307,7 @@ class Screen:
         from rich.text import Text  # noqa: PLC0415
 
         def line(text: str, style: str = "") -> Text:
-            return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+            return Text(text, style=style, no_wrap=True, overflow="crop")
 
         parts: list[Any] = [line(f"  {text}", "dim") for text in self._rounds.note(look)]
         if look.ram:
@@ -382,7 +383,7 @@ class LiveView:
                 over = self._over.wait(_INTERVAL)
             self._face.show(self._watch.look())
             self._face.close()
-        except OSError as error:  # the terminal has gone, the machine has not
+        except (OSError, ValueError) as error:  # the terminal has gone, or cannot show this; the machine goes on
             log.info("the live view ends: %s", error)
 
 

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from qmig_e2k import Vm
-from qmig_e2k.live import LiveView, Look, facts, words
+from qmig_e2k.live import Lines, LiveView, Look, facts, words
 from qmig_e2k.monitor.client import QmpClient
 from support import wait_until
 
@@ -99,6 +99,14 @@ def test_the_figures(look, said):
     assert all(len(line) <= 80 for line in said)
 
 
+def test_a_peer_cannot_write_to_the_terminal():
+    out = io.StringIO()
+    lines = Lines(out)
+    for _ in range(2):
+        lines.show(Look("inmigrate", {"status": "failed", "error-desc": "block \x1b[2J\r\nü\x9b"}, leaves=False))
+    assert out.getvalue() == "inmigrate       did not arrive: block ?[2J??ü?\n"
+
+
 class OnTerminal:
     """A `serve` whose standard output is a terminal; `program` is Python that runs the command line."""
 
@@ -152,11 +160,11 @@ class OnTerminal:
 
 
 def move(source, destination):
-    """Slowly enough to be watched; then as fast as it can."""
+    """So slowly that it cannot end before it was seen; then as fast as it can."""
     destination.qmp.execute("migrate-incoming", uri="tcp:127.0.0.1:0")
     destination.wait("inmigrate +waiting for a machine at tcp:127.0.0.1:")
     address = destination.qmp.execute("query-migrate")["socket-address"][0]
-    source.qmp.execute("migrate-set-parameters", max_bandwidth=8 << 20)
+    source.qmp.execute("migrate-set-parameters", max_bandwidth=512 << 10)
     source.qmp.execute("migrate", uri=f"tcp:127.0.0.1:{address['port']}")
     source.wait("leaving: its memory is sent while it runs")
     source.wait(r"round 1\W")
@@ -200,10 +208,11 @@ def test_without_rich_there_are_lines(tmp_path, content):
     assert source._made.count(b"\n") < 30
 
 
-def test_a_terminal_that_goes_away_does_not_end_the_machine(caplog):
+@pytest.mark.parametrize("how", [OSError(errno.EIO, "gone"), ValueError("closed")], ids=repr)
+def test_a_terminal_that_goes_away_does_not_end_the_machine(caplog, how):
     class Gone(io.StringIO):
         def write(self, _text):
-            raise OSError(errno.EIO, "gone")
+            raise how
 
     with Vm("none") as vm, caplog.at_level(logging.INFO):
         vm.add_ram("ram", size=1 << 20)
@@ -217,9 +226,48 @@ def test_a_terminal_that_goes_away_does_not_end_the_machine(caplog):
 def test_a_calm_view(tmp_path):
     """Nothing is written while nothing happens."""
     machine = OnTerminal(tmp_path, "here")
-    machine.wait("running")
+    machine.wait("running *\r\n")
     made, end = machine._made, time.monotonic() + 1.2
     while time.monotonic() < end:
         machine.qmp.execute("query-status")
     assert machine._made == made
     assert machine.close() == 0
+
+
+LOGGING = """
+import logging, sys
+from qmig_e2k.live import Look, Screen
+logging.basicConfig(stream=sys.stderr, format="%(message)s")
+screen, handler, ram = Screen(sys.stdout), logging.getLogger().handlers[0], {ram!r}
+before = handler.stream
+look = Look("running", {{"status": "active", "ram": ram, "total-time": 5}})
+screen.show(look)
+logging.warning("a word in between")
+screen.show(look)
+screen.close()
+logging.warning("a word after it")
+assert handler.stream is before is sys.stderr
+"""
+
+
+def test_what_is_logged_to_the_same_terminal_stands_above_the_figures():
+    pytest.importorskip("rich")
+    master, terminal = pty.openpty()
+    program = LOGGING.format(ram=RAM)
+    variables = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=terminal, stderr=terminal, env=variables) as process:
+        os.close(terminal)
+        made = b""
+        while True:
+            try:
+                made += os.read(master, 1 << 16)
+            except OSError:
+                break
+        os.close(master)
+    assert process.returncode == 0, made.decode()
+    text = re.sub(r"\x1b\[\?25[hl]|\x1b\[[0-9;]*m", "", made.decode())
+    # the figures go, the word comes, the figures come again
+    between = text[text.index("a word in between") - 4 :]
+    assert between.startswith("\x1b[2K"), text
+    assert re.match(r".{4}a word in between\r\n  round 3 .*?MiB to send", between, re.DOTALL), text
+    assert text.endswith("\x1b[2Ka word after it\r\n"), text
