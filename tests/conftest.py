@@ -178,6 +178,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{len(skipped)} tests against a real QEMU were skipped: {NO_QEMU}.", yellow=True)
 
 
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of `certificates.make`. Without the command `openssl` the test is skipped, in CI it fails."""
+    import certificates
+
+    if shutil.which("openssl") is None:
+        words = "the command openssl is needed to make certificates (on Debian: apt-get install openssl)"
+        if os.environ.get("QMIG_REQUIRE_QEMU") == "1":
+            pytest.fail(words)
+        pytest.skip(words)
+    return certificates.make(tmp_path_factory.mktemp("certificates"))
+
+
 @pytest.fixture
 def image(content, tmp_path):
     """A file of the module's `content`, for a machine to begin with."""

@@ -276,6 +276,16 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="migration.NAME=V",
         help="set a switch, capability or parameter; repeatable",
     )
+    kinds = add(
+        "-object",
+        "--object",
+        dest="objects",
+        action="append",
+        default=[],
+        metavar="TYPE,id=ID[,NAME=VALUE...]",
+        help="what tls-creds and tls-authz name: tls-creds-x509, authz-simple or authz-list; repeatable",
+    )
+    _suggest(kinds, lambda: ("tls-creds-x509,id=", "authz-simple,id=", "authz-list,id="))
     add("--format", choices=("2.9", "7.2", "10.0"), default="7.2", help="whose stream this side writes, default 7.2")
     guest = add(
         "--guest",
@@ -319,6 +329,7 @@ def _serve(options: argparse.Namespace) -> int:
             only_migratable=options.only_migratable,
             qmp=options.qmp,
             globals=options.globals,
+            objects=options.objects,
             format=options.format,
             guest=options.guest,
             seed=options.seed,

@@ -14,6 +14,7 @@ from qmig_e2k.e2k import build
 from qmig_e2k.e2k.models import DEFAULT_MODEL
 from qmig_e2k.errors import migration_error
 from qmig_e2k.live import LiveView
+from qmig_e2k.migration import objects
 from qmig_e2k.migration.settings import Settings
 from qmig_e2k.monitor.server import QmpServer
 from qmig_e2k.savevm import Profile
@@ -56,6 +57,7 @@ class Options:
     only_migratable: bool = False
     qmp: list[str] = field(default_factory=list)
     globals: list[str] = field(default_factory=list)
+    objects: list[str] = field(default_factory=list)
     format: Format = "7.2"
     guest: str = "idle"
     seed: int = 0
@@ -138,6 +140,8 @@ def serve(options: Options) -> None:
             settings=settings,
             snapshot_dir=options.snapshot_dir,
         )
+        for text in options.objects:
+            vm.machine.objects.add(*objects.parse(text))
         for block in blocks:
             vm.add_ram(block.name, buffer=block)
             if block.dirty_log == "explicit":

@@ -17,7 +17,7 @@ from qmig_e2k._core import Block
 from qmig_e2k.e2k.machines import FIRMWARE_BASE, bare
 from qmig_e2k.e2k.models import MAX_CPUS
 from qmig_e2k.errors import migration_error
-from qmig_e2k.migration import checks
+from qmig_e2k.migration import checks, tls
 from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
 from qmig_e2k.migration.incoming import incoming
 from qmig_e2k.migration.lifetime import close_with_program
@@ -272,6 +272,27 @@ class Vm:
         Raises MigrationError and then changes nothing.
         """
         self.machine.set_parameters({name.replace("_", "-"): value for name, value in changes.items()})
+
+    def add_object(self, kind: str, name: str, **properties: object) -> None:
+        """Make what the parameters `tls_creds` and `tls_authz` name, as QMP `object-add` does.
+
+            vm.add_object("tls-creds-x509", "tls0", endpoint="client", dir="/etc/pki/qemu")
+            vm.set_parameters(tls_creds="tls0")
+
+        Args:
+            kind: `tls-creds-x509` (`dir`, `endpoint`, `verify_peer`, `sanity_check`), `authz-simple` (`identity`) or
+                `authz-list` (`policy`, `rules`).
+            name: its id.
+            properties: see docs/how-to/tls.md; `_` in a name stands for `-`.
+
+        Raises:
+            MigrationError: `invalid-argument`, `unsupported`; `tls` for certificates that are of no use, with the file.
+        """
+        tls.add_object(self.machine, kind, name, {key.replace("_", "-"): value for key, value in properties.items()})
+
+    def del_object(self, name: str) -> None:
+        """Forget an object by its id. Raises MigrationError (`invalid-argument`, `invalid-state`)."""
+        tls.del_object(self.machine, name)
 
     def migrate(self, uri: str, *, fd: int | None = None) -> Migration:
         """Move the machine to `uri`; returns at once with a handle to watch, wait for or cancel.

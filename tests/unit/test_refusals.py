@@ -39,10 +39,11 @@ REFUSALS = [
     (parameter("block-bitmap-mapping", [{"node-name": "n", "alias": "a", "bitmaps": []}]), "block-bitmap", NO_STORAGE),
     (parameter("vcpu-dirty-limit", 10), "vcpu-dirty-limit", DIRTY_RING),
     (parameter("x-vcpu-dirty-limit-period", 10), "x-vcpu-dirty-limit-period", DIRTY_RING),
-    (parameter("tls-creds", "tls0"), "tls-creds", NOT_BUILT),
     (credentials("psk"), "tls-creds-psk", "pre-shared keys are not taken; use certificates"),
     (credentials("anon"), "tls-creds-anon", "prove nothing are not taken; use certificates"),
-    (credentials("x509"), "tls-creds-x509", NOT_BUILT),
+    (("object-add", {"qom-type": "authz-pam", "id": "a", "service": "s"}), "authz-pam", "to an authz-list"),
+    (("object-add", {"qom-type": "authz-listfile", "id": "a", "filename": "f"}), "authz-listfile", "to an authz-list"),
+    (("object-add", {"qom-type": "secret", "id": "a"}), "secret", "there are tls-creds-x509, authz-simple, authz-list"),
     (("set-vcpu-dirty-limit", {"dirty-rate": 1}), "set-vcpu-dirty-limit", DIRTY_RING),
     (("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100}), "announce-self", "no network device"),
 ]

@@ -10,7 +10,7 @@ from support import REPOSITORY
 
 DECLARATIONS = Path(__file__).with_name("seed_declarations.txt").read_text().split()
 ROWS = re.findall(r"^\| `([^`]+)` \| (.+?) \| (.*?) ?\|$", (REPOSITORY / "docs/seed-map.md").read_text(), re.MULTILINE)
-LATER = {"postcopy", "COLO", "RDMA", "TLS", "block", "release-ram"}
+LATER = {"postcopy", "COLO", "RDMA", "block", "release-ram"}
 
 
 def test_one_row_for_each_declaration():

@@ -14,6 +14,7 @@ from qmig_e2k.e2k.devices.pci import is_pci_device
 from qmig_e2k.e2k.machines import FIRMWARE_SIZE, build
 from qmig_e2k.e2k.models import DEFAULT_MODEL
 from qmig_e2k.errors import MigrationError
+from qmig_e2k.migration import tls
 from qmig_e2k.savevm import GlobalState, Registry, VirtualClock, VmStateHandler
 from qmig_e2k.vmstate.problems import problems
 
@@ -59,6 +60,10 @@ def stops(machine: Machine, hardware: Hardware, emulator: object) -> Iterator[st
         yield str(error)
     yield from _places(machine)
     yield from _devices(machine, stops=True)
+    try:
+        tls.resolve(machine, "client", machine.settings.parameters.values())
+    except MigrationError as error:
+        yield str(error)
 
 
 def notes(machine: Machine, hardware: Hardware, cpus: int, *, resettable: bool) -> Iterator[str]:

@@ -12,6 +12,7 @@ import time
 
 from qmig_e2k._core import Control, Incoming, MigrationError
 from qmig_e2k.errors import as_migration_error, migration_error, stream_error
+from qmig_e2k.migration import tls
 from qmig_e2k.migration.descriptors import closed_on_error, inherited, refuse_unwanted
 from qmig_e2k.migration.handle import Arrival
 from qmig_e2k.migration.machine import Machine
@@ -46,6 +47,7 @@ def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
         machine.expect_incoming()
         machine.check_postcopy()
         machine.settings.check_file()
+        tls.secure(machine, "server")
         machine.dirty_rates.cut()
         control.begin_incoming()
         try:

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from qmig_e2k._core import Block, Control, check_postcopy
 from qmig_e2k.corelog import forward
 from qmig_e2k.errors import MigrationError, migration_error
+from qmig_e2k.migration import tls
 from qmig_e2k.migration.blockers import POSTCOPY, RUNNING, Blockers
 from qmig_e2k.migration.dirty_rate import DirtyRates
 from qmig_e2k.migration.jobs import Jobs
 from qmig_e2k.migration.lifetime import end_with_program
 from qmig_e2k.migration.lock import MachineLock
+from qmig_e2k.migration.objects import Objects
 from qmig_e2k.migration.settings import Settings
 from qmig_e2k.savevm import Configuration, GlobalState, Registry, VirtualClock
 
@@ -83,6 +85,7 @@ class Machine:
         label: the name given by `-name`, or None.
         uuid: the machine's UUID, or None.
         cpus: number of vCPUs; 0: not known.
+        objects: what was made by `object-add`.
         dirty_log: `explicit` if whoever writes RAM says so by mark_dirty; `auto`: each block's own.
         autostart: the machine runs after an incoming migration (`-S` and `stop` clear it, `cont` sets it).
         blocks: RAM in order of registration.
@@ -120,6 +123,7 @@ class Machine:
         self.label = label
         self.uuid = uuid
         self.settings = settings or Settings()
+        self.objects = Objects()
         self.registry = Registry(self.settings.profile)
         self.clock = VirtualClock()
         self.global_state = GlobalState(self.settings.profile)
@@ -201,13 +205,15 @@ class Machine:
             log.warning("%s", text)
 
     def set_parameters(self, changes: Mapping[str, object]) -> None:
-        """Change parameters, all of `changes` or none; possible at any time. Raises as `Parameters.checked`.
+        """Change parameters, all of `changes` or none; possible at any time.
 
-        While a migration runs also as `Settings.check_deadline`.
+        Raises as `Parameters.checked` and `tls.prepare`, while a migration runs also as `Settings.check_deadline`.
         """
         with self.settings_lock:
+            wanted = self.settings.parameters.checked(changes)
             if self.control.outgoing_status in RUNNING:
-                self.settings.check_deadline(self.settings.parameters.checked(changes))
+                self.settings.check_deadline(wanted)
+            tls.prepare(self, wanted)
             self.settings.parameters.update(changes)
             self.publish_settings()
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from qmig_e2k._core import MigrationError, Outgoing, check_uri
 from qmig_e2k.errors import as_migration_error, migration_error
+from qmig_e2k.migration import tls
 from qmig_e2k.migration.blockers import POSTCOPY, RUNNING
 from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
 from qmig_e2k.migration.handle import Migration
@@ -49,6 +50,7 @@ def migrate(machine: Machine, uri: str, fd: int | None = None) -> Migration:
         refuse_unwanted(uri, fd)
         admit(machine)
         machine.check_settings()
+        tls.secure(machine, "client")
         machine.control.begin_outgoing()
         try:
             source = _Source(machine, uri)

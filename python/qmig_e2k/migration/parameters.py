@@ -65,8 +65,6 @@ def _percent(default: int, low: int = 1, high: int = 99) -> Parameter:
     return Parameter(default, low, high)
 
 
-_NO_TLS = "TLS is not built yet in this version of qmig_e2k"
-
 PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
     {
         "announce-initial": Parameter(50, 0, 100_000, size=True, unit="ms"),
@@ -82,7 +80,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
         "cpu-throttle-increment": _percent(10),
         "cpu-throttle-tailslow": Parameter(default=False),
         "max-cpu-throttle": _percent(99),
-        "tls-creds": Parameter("", nullable=True, refused=_NO_TLS),
+        "tls-creds": Parameter("", nullable=True),
         "tls-hostname": Parameter("", nullable=True),
         "max-bandwidth": Parameter(134_217_728, size=True, unit="bytes/second"),
         "avail-switchover-bandwidth": Parameter(0, size=True, unit=None),
@@ -96,7 +94,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
         "zero-page-detection": Parameter("multifd", choices=("none", "legacy", "multifd"), unit=None),
         "xbzrle-cache-size": Parameter(67_108_864, 4096, 2**63, size=True, unit="bytes"),
         "max-postcopy-bandwidth": Parameter(0, size=True),
-        "tls-authz": Parameter("", nullable=True, refused=_NO_TLS),
+        "tls-authz": Parameter("", nullable=True),
         "x-deadline": Parameter(0, 0, 2**32 - 1, unit=None),
         "x-deadline-action": Parameter("cancel", choices=("cancel", "postcopy", "force"), unit=None),
         "x-postcopy-keep-runstate": Parameter(default=False, unit=None),

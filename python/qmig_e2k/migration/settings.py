@@ -46,7 +46,13 @@ class Settings:
 
     def check_file(self) -> None:
         """Raises MigrationError (`invalid-argument`) if the file of `mapped-ram` cannot be as the parameters say."""
-        if self.capabilities["mapped-ram"] and self.parameters["multifd-compression"] != "none":
+        if not self.capabilities["mapped-ram"]:
+            return
+        if self.parameters["tls-creds"]:
+            raise migration_error(
+                "invalid-argument", "'mapped-ram' writes to a file, which takes no TLS: unset the parameter 'tls-creds'"
+            )
+        if self.parameters["multifd-compression"] != "none":
             raise migration_error(
                 "invalid-argument",
                 "'mapped-ram' has no room for compressed pages: set the parameter 'multifd-compression' to 'none'",

@@ -77,6 +77,7 @@ def _save(machine: Machine, draft: Draft) -> None:
     """The machine stands still: write it, as an outgoing migration that goes nowhere."""
     control = machine.control
     with machine.settings_lock:
+        control.set_tls(None)  # what it said last may be of a migration
         control.begin_outgoing(snapshot=True)
         machine.publish_settings()
     control.mark_stopped()

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from qmig_e2k._core import Command, MigrationError
+from qmig_e2k.migration import tls
 from qmig_e2k.migration.capabilities import ALIASES as CAPABILITY_ALIASES
 from qmig_e2k.migration.capabilities import CAPABILITIES, COLO, NO_DIRTY_RING, NO_STORAGE
 from qmig_e2k.migration.dirty_rate import MODES, UNITS
@@ -171,9 +172,9 @@ def _prefault(call: Call) -> None:
 
 
 def _object_add(call: Call) -> None:
-    kind = call["qom-type"]
-    reason = _OBJECTS.get(kind, "this machine takes no objects")
-    raise CommandError(f"object-add of {kind!r} is not supported: {reason}")
+    own = ("qom-type", "id")
+    properties = {name: value for name, value in call.arguments.items() if name not in own}
+    tls.add_object(call.machine, call["qom-type"], call["id"], properties)
 
 
 @cache
@@ -198,13 +199,6 @@ def _kind(parameter: Parameter) -> Kind:
     return Int(parameter.low, parameter.high)
 
 
-_X509 = "use certificates (tls-creds-x509) once TLS is there; it is not built yet in this version of qmig_e2k"
-_OBJECTS = {
-    "tls-creds-psk": "pre-shared keys are not taken; " + _X509,
-    "tls-creds-anon": "credentials that prove nothing are not taken; " + _X509,
-    "tls-creds-x509": "TLS is not built yet in this version of qmig_e2k",
-}
-"""Objects that QEMU takes for a migration, and why this machine does not."""
 _UNIT = Enum(tuple(UNITS))
 _DIRTY_RATE = Struct(
     {
@@ -283,6 +277,7 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "job-dismiss": Entry(lambda call: call.machine.jobs.dismiss(call["id"]), Struct({"id": STR})),
         "announce-self": _refusal("this machine has no network device"),
         "object-add": Entry(_object_add, Struct({"qom-type": STR, "id": STR}, anything=True)),
+        "object-del": Entry(lambda call: tls.del_object(call.machine, call["id"]), Struct({"id": STR})),
         **dict.fromkeys(
             ("set-vcpu-dirty-limit", "cancel-vcpu-dirty-limit", "query-vcpu-dirty-limit"), _refusal(NO_DIRTY_RING)
         ),
