@@ -215,13 +215,23 @@ def test_what_a_destination_listens_with_stays(vm, certificates):
     vm.set_parameters(tls_creds=None)
 
 
-@pytest.mark.parametrize("uri", ["file:{}/stream", "exec:cat >{}/stream"])
-def test_what_cannot_answer_a_handshake(vm, certificates, tmp_path, uri):
+@pytest.mark.parametrize(
+    ("uri", "hostname", "kind", "words"),
+    [
+        ("file:{}/stream", "", "invalid-argument", "a file cannot answer"),
+        ("exec:true", "", "invalid-argument", "set tls-hostname"),
+        ("exec:true", "localhost", "tls", "ended the connection in the TLS handshake"),
+    ],
+)
+def test_what_cannot_answer_a_handshake(vm, certificates, tmp_path, uri, hostname, kind, words):
+    vm.add_object("tls-creds-x509", "tls0", dir=str(certificates / "good"))
+    vm.set_parameters(tls_creds="tls0", tls_hostname=hostname)
+    refused(kind, words, lambda: vm.migrate(uri.format(tmp_path)).wait(20))
+    assert vm.run_state == "prelaunch"
+
+
+def test_a_snapshot_file_takes_no_tls(vm, certificates, tmp_path):
     vm.add_object("tls-creds-x509", "tls0", dir=str(certificates / "good"))
     vm.set_parameters(tls_creds="tls0")
-    with pytest.raises(MigrationError) as caught:
-        vm.migrate(uri.format(tmp_path)).wait(20)
-    assert caught.value.kind == ("invalid-argument" if uri.startswith("file:") else "tls")
     vm.set_capabilities(mapped_ram=True)
     refused("invalid-argument", "takes no TLS: unset", vm.migrate, f"file:{tmp_path}/mapped")
-    assert vm.run_state == "prelaunch"

@@ -27,7 +27,8 @@ __all__ = ["admit", "migrate", "new_outgoing", "refuse_absent", "refuse_busy", "
 log = logging.getLogger(__name__)
 
 _SOCKETS = ("tcp:", "unix:")
-"""URIs whose channel takes time to open. Others are opened inside the command, so that its caller sees the error."""
+"""URIs whose channel takes time to open, as TLS does on any. Others are opened inside the command, so that its caller
+sees the error."""
 
 _PAUSED = "pre-switchover"
 _CANCEL_POLL = 0.02
@@ -138,24 +139,29 @@ class _Source:
     def launch(self, fd: int | None) -> None:
         """Do what belongs into the command, then start the thread; a failure ends the migration and is raised."""
         try:
+            slow = self._slow_to_open
+            thread = threading.Thread(target=self._run, args=(slow, fd), name="migration")
             with closed_on_error(fd):
                 check_uri(self._uri)
-            if not self._slow_to_open:
+                if slow:
+                    thread.start()
+            if not slow:
                 self._connect(fd)
-            threading.Thread(target=self._run, name="migration").start()
+                thread.start()
         except BaseException as error:
             self._end(error)
             raise
 
     @property
     def _slow_to_open(self) -> bool:
-        return self._uri.startswith(_SOCKETS)
+        handshake = self._machine.settings.parameters["tls-creds"] and not self._uri.startswith("file:")
+        return bool(handshake) or self._uri.startswith(_SOCKETS)
 
-    def _run(self) -> None:
+    def _run(self, slow: bool, fd: int | None) -> None:
         """The migration thread."""
         try:
-            if self._slow_to_open:
-                self._connect(None)
+            if slow:
+                self._connect(fd)
             self._switch(postcopy=self._send() == "postcopy")
         except BaseException as error:  # noqa: BLE001  the handle raises it to whoever waits
             self._end(error)
