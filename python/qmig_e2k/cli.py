@@ -285,7 +285,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="TYPE,id=ID[,NAME=VALUE...]",
         help="what tls-creds and tls-authz name: tls-creds-x509, authz-simple or authz-list; repeatable",
     )
-    _suggest(kinds, lambda: ("tls-creds-x509,id=", "authz-simple,id=", "authz-list,id="))
+    completion.suggest(kinds, lambda: ("tls-creds-x509,id=", "authz-simple,id=", "authz-list,id="))
     add("--format", choices=("2.9", "7.2", "10.0"), default="7.2", help="whose stream this side writes, default 7.2")
     guest = add(
         "--guest",

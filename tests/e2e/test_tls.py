@@ -141,7 +141,7 @@ def test_bad_certificates_stop_a_migration_and_nothing_else(certificates, tmp_pa
         trust(source, client, "client")
         trust(destination, certificates / folders.get("server", "good"), "server")
         if folders.get("authz"):
-            destination.vm.add_object("authz-list", "who", rules=[{"match": "CN=good,O=qmig", "policy": "allow"}])
+            destination.vm.add_object("authz-list", "who", rules=[{"match": "O=qmig,CN=good", "policy": "allow"}])
             destination.vm.set_parameters(tls_authz="who")
         source.vm.start()
         uri, arrival = destination.listen()
@@ -218,7 +218,7 @@ def test_a_wire_that_is_cut_in_the_middle(sides):
 def test_serve_makes_objects_from_its_command_line(serve, certificates):
     options = [
         f"tls-creds-x509,id=tls0,dir={certificates}/good,endpoint=server",
-        "authz-simple,id=who,identity=CN=good,,O=qmig",
+        "authz-simple,id=who,identity=O=qmig,,CN=good",
     ]
     settings = ["migration.tls-creds=tls0", "migration.tls-authz=who"]
     words = [word for text in options for word in ("-object", text)]

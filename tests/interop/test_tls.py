@@ -1,10 +1,12 @@
 """TLS with a real QEMU 7.2 (GnuTLS) as the other end, in both roles."""
 
+import re
+
 import pytest
 
 from peer import Peer
 from qmig_e2k.testing import Proxy
-from support import PAGE, assert_same_memory, mixed_ram
+from support import PAGE, assert_same_memory, mixed_ram, wait_until
 
 SIZE = 16 << 20
 SLOW = 1 << 20
@@ -47,7 +49,7 @@ def arrived(source, destination, content):
     assert_same_memory(destination.memory(SIZE), content)
 
 
-@pytest.mark.parametrize("method", [None, "none", "zstd"], ids=["main", "multifd", "multifd-zstd"])
+@pytest.mark.parametrize("method", [None, "zstd"], ids=["main", "multifd"])
 @BOTH_WAYS
 def test_a_machine_arrives(sides, content, here, there, method):
     source, destination = sides(here, there, multifd=method is not None)
@@ -57,16 +59,17 @@ def test_a_machine_arrives(sides, content, here, there, method):
     arrived(source, destination, content)
 
 
+@pytest.mark.parametrize("hostname", ["", "localhost"])
 @BOTH_WAYS
-def test_a_socket_without_a_host_needs_its_name(sides, content, tmp_path, here, there):
+def test_a_socket_without_a_host_needs_its_name(sides, content, tmp_path, here, there, hostname):
     source, destination = sides(here, there)
-    uri = destination.listen(f"unix:{tmp_path}/channel")
-    source.command("migrate", uri=uri)
+    source.command("migrate-set-parameters", tls_hostname=hostname)
+    source.command("migrate", uri=destination.listen(f"unix:{tmp_path}/channel"))
+    if hostname:
+        arrived(source, destination, content)
+        return
     source.wait_migration("failed")
-    source.wait_let_go()
-    source.command("migrate-set-parameters", tls_hostname="localhost")
-    source.command("migrate", uri=uri)
-    arrived(source, destination, content)
+    assert source.run_state() == "running"
 
 
 @pytest.mark.parametrize("preempt", [False, True], ids=["main", "preempt"])
@@ -96,24 +99,24 @@ def test_postcopy_and_its_recovery(sides, content, here, there, preempt):
 
 
 BAD = [
-    ({"server": "expired"}, "expired"),
-    ({"server": "elsewhere"}, "elsewhere.example"),
-    ({"server": "stranger"}, "authority"),
-    ({"client": "bare"}, "certificate"),
-    ({"client": "expired"}, "expired"),
+    ("ours", "qemu", {"server": "expired"}, "expired on"),
+    ("ours", "qemu", {"server": "elsewhere"}, r"elsewhere\.example"),
+    ("ours", "qemu", {"server": "stranger"}, "not signed by the authority"),
+    ("qemu", "ours", {"server": "stranger"}, "known issuer"),
+    ("ours", "qemu", {"client": "bare"}, "No certificate was found"),
+    ("qemu", "ours", {"client": "bare"}, "the source shows no certificate"),
+    ("qemu", "ours", {"client": "expired"}, "the source's certificate expired on"),
 ]
 
 
-@pytest.mark.parametrize(("folders", "words"), BAD, ids=["-".join(*folders.items()) for folders, _ in BAD])
-@BOTH_WAYS
+@pytest.mark.parametrize(("here", "there", "folders", "words"), BAD)
 def test_bad_certificates(sides, here, there, folders, words):
-    """The machine runs on at the source, and the destination is still there."""
+    """The machine runs on at the source, the destination is still there, and one of them says why."""
     source, destination = sides(here, there, **folders)
     source.command("migrate", uri=destination.listen())
-    failed = source.wait_migration("failed")
+    error = source.wait_migration("failed")["error-desc"]
     assert (source.run_state(), destination.run_state()) == ("running", "inmigrate")
-    if source.serves:
-        assert words in failed["error-desc"]
+    wait_until(lambda: re.search(words, error + source.words() + destination.words()), what=f"a log with {words!r}")
 
 
 @pytest.mark.parametrize(("name", "good"), [("good", True), ("somebody else", False)])
@@ -121,7 +124,7 @@ def test_bad_certificates(sides, here, there, folders, words):
 def test_who_may_come_in(sides, content, here, there, name, good):
     """Both write the name in the certificate in the same way."""
     source, destination = sides(here, there)
-    rule = {"match": f"CN={name},O=qmig", "policy": "allow"}
+    rule = {"match": f"O=qmig,CN={name}", "policy": "allow"}
     destination.command("object-add", qom_type="authz-list", id="who", rules=[rule])
     destination.command("migrate-set-parameters", tls_authz="who")
     source.command("migrate", uri=destination.listen())

@@ -9,7 +9,7 @@ import pytest
 from qmig_e2k import MigrationError, Vm
 from qmig_e2k.migration.objects import make, parse
 
-RULES = [{"match": "CN=evil,O=qmig", "policy": "deny"}, {"match": "CN=*,O=qmig", "policy": "allow", "format": "glob"}]
+RULES = [{"match": "O=qmig,CN=evil", "policy": "deny"}, {"match": "O=qmig,CN=*", "policy": "allow", "format": "glob"}]
 
 
 @pytest.fixture
@@ -34,26 +34,26 @@ def test_credentials_have_qemus_defaults(certificates):
 
 
 def test_who_may_come_in():
-    simple = make("authz-simple", {"identity": "CN=good,O=qmig"})
-    assert simple.allows("CN=good,O=qmig")
+    simple = make("authz-simple", {"identity": "O=qmig,CN=good"})
+    assert simple.allows("O=qmig,CN=good")
     assert not simple.allows("CN=good")
     listed = make("authz-list", {"rules": RULES})
-    assert [listed.allows(f"CN={name},O=qmig") for name in ("evil", "good", "")] == [False, True, True]
-    assert not listed.allows("CN=good,O=other")
-    assert make("authz-list", {"policy": "allow", "rules": RULES}).allows("CN=good,O=other")
-    assert not make("authz-list", {}).allows("CN=good,O=qmig")
+    assert [listed.allows(f"O=qmig,CN={name}") for name in ("evil", "good", "")] == [False, True, True]
+    assert not listed.allows("O=other,CN=good")
+    assert make("authz-list", {"policy": "allow", "rules": RULES}).allows("O=other,CN=good")
+    assert not make("authz-list", {}).allows("O=qmig,CN=good")
 
 
 def test_the_command_line_says_the_same_in_two_ways():
     rules = (
-        "rules.0.match=CN=evil,,O=qmig,rules.0.policy=deny,"
-        "rules.1.match=CN=*,,O=qmig,rules.1.policy=allow,rules.1.format=glob"
+        "rules.0.match=O=qmig,,CN=evil,rules.0.policy=deny,"
+        "rules.1.match=O=qmig,,CN=*,rules.1.policy=allow,rules.1.format=glob"
     )
     words = {"qom-type": "authz-list", "id": "who", "rules": RULES}
     for text in (f"authz-list,id=who,{rules}", json.dumps(words)):
         name, listed = parse(text)
         assert name == "who"
-        assert [listed.allows(f"CN={name},O=qmig") for name in ("evil", "good")] == [False, True]
+        assert [listed.allows(f"O=qmig,CN={name}") for name in ("evil", "good")] == [False, True]
 
 
 @pytest.mark.parametrize(

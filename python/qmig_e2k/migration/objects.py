@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Literal, TypeVar, cast
 
 from qmig_e2k._core import TlsAuthz, TlsCreds
 from qmig_e2k.errors import MigrationError, migration_error
@@ -19,6 +19,7 @@ __all__ = ["Object", "Objects", "make", "parse"]
 Object = TlsCreds | TlsAuthz
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+_T = TypeVar("_T")
 _USE_X509 = "use certificates (tls-creds-x509)"
 
 REFUSED: Mapping[str, str] = MappingProxyType(
@@ -178,11 +179,11 @@ class _Properties:
         for name in self._values:
             raise self._wrong(f"parameter '{name}' is unexpected")
 
-    def _take(self, name: str, kind: type, wants: str) -> Any:
+    def _take(self, name: str, kind: type[_T], wants: str) -> _T | None:
         value = self._values.pop(name, None)
-        if value is not None and type(value) is not kind:
-            raise self._wrong(f"parameter '{name}' expects {wants}")
-        return value
+        if value is None or isinstance(value, kind):
+            return value
+        raise self._wrong(f"parameter '{name}' expects {wants}")
 
     def _wrong(self, text: str) -> MigrationError:
         return migration_error("invalid-argument", f"{self._kind}: {text}")
