@@ -345,7 +345,8 @@ class TlsCreds:
 
 @final
 class TlsAuthz:
-    """Who may come in, by the distinguished name in the certificate (`CN=...,O=...`); the first rule that matches decides."""
+    """Who may come in, by the distinguished name in the certificate, in the certificate's order (`C=...,O=...,CN=...`), as QEMU has it; the
+    first rule that matches decides."""
 
     def __new__(cls, rules: Sequence[tuple[str, str, str]], default_policy: str = "deny") -> Self:
         """rules: (match, `allow` or `deny`, `exact` or `glob` with * and ?). Raises ValueError for other words."""

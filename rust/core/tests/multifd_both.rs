@@ -2,6 +2,7 @@
 //! one side may run the machine, and where it runs it has all memory.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod certs;
 mod cut;
 
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -36,9 +37,12 @@ struct Cut {
     connection: usize,
     forward: usize,
     back: usize,
+    /// Over TLS, whose bytes are counted, too.
+    secure: bool,
 }
 
-const NEVER: Cut = Cut { connection: 0, forward: usize::MAX, back: usize::MAX };
+const NEVER: Cut = Cut { connection: 0, forward: usize::MAX, back: usize::MAX, secure: false };
+const SECURE: Cut = Cut { secure: true, ..NEVER };
 
 #[derive(Debug)]
 struct Outcome {
@@ -131,6 +135,11 @@ fn migrate(name: &str, format: Format, compression: Compression, cut: Cut) -> Ou
 /// `answered` is told of what main's destination says before the source hears it.
 fn migrate_with(name: &str, format: Format, compression: Compression, cut: Cut, answered: fn(&Block, &[u8])) -> Outcome {
     let (here, there) = (control(compression), control(compression));
+    if cut.secure {
+        let (client, server) = certs::pair();
+        here.set_tls(Some(client));
+        there.set_tls(Some(server));
+    }
     let session = here.begin_outgoing().unwrap();
     there.begin_incoming().unwrap();
     let (from, to) = (filled(), Block::anon("ram", PAGES * PAGE as u64).unwrap());
@@ -194,7 +203,7 @@ fn each_cut(name: &str, format: Format, compression: Compression) {
         let length = whole.forwarded[connection];
         let header = HELLO_BYTES + HEADER_BYTES;
         for forward in [HELLO_BYTES, HELLO_BYTES + 1, header - 1, header, header + 1, length / 2, length - HEADER_BYTES, length - 1] {
-            let cut = Cut { connection, forward, back: usize::MAX };
+            let cut = Cut { connection, forward, ..NEVER };
             let outcome = migrate(name, format, compression, cut);
             check(&outcome, cut);
             // Which channel had how much is chance, but one that says nothing after the first words carries nothing.
@@ -205,14 +214,14 @@ fn each_cut(name: &str, format: Format, compression: Compression) {
     let (main, answers) = (whole.forwarded[0], whole.answered);
     let mut unknown = 0;
     for forward in (SPOKEN..40).step_by(9).chain((main - 60..main).step_by(4)) {
-        let cut = Cut { connection: 0, forward, back: usize::MAX };
+        let cut = Cut { forward, ..NEVER };
         let outcome = migrate(name, format, compression, cut);
         check(&outcome, cut);
         unknown += usize::from(!outcome.runs_here && !outcome.runs_there);
     }
     assert!(unknown <= 8, "{unknown} cuts left nobody with the machine");
     for back in (1..answers).step_by(3) {
-        let cut = Cut { connection: 0, forward: usize::MAX, back };
+        let cut = Cut { back, ..NEVER };
         check(&migrate(name, format, compression, cut), cut);
     }
 }
@@ -225,6 +234,27 @@ fn cut_with_synchronisation_at_each_section() {
 #[test]
 fn cut_with_synchronisation_once_a_round() {
     each_cut("10.0", Format::V10_0, Compression::Zstd(1));
+}
+
+#[test]
+fn cut_over_tls() {
+    for (format, compression) in [(Format::V7_2, Compression::None), (Format::V10_0, Compression::Zlib(1))] {
+        let whole = migrate("tls", format, compression, SECURE);
+        assert_eq!(whole.status, Status::Completed);
+        check(&whole, SECURE);
+        for connection in 0..=CHANNELS {
+            let length = whole.forwarded[connection];
+            // Behind the handshake: before that the destination waits on.
+            for forward in [length / 2, length - 200, length - 60, length - 1] {
+                let cut = Cut { connection, forward, ..SECURE };
+                check(&migrate("tls", format, compression, cut), cut);
+            }
+        }
+        for back in [whole.answered - 100, whole.answered - 60, whole.answered - 1] {
+            let cut = Cut { back, ..SECURE };
+            check(&migrate("tls", format, compression, cut), cut);
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Both real sides of postcopy with a relay between them that can be cut: a busy memory arrives whole, and the machine runs once.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, missing_docs)]
 
+mod certs;
 mod scripted;
 
 use std::io::{Read, Write};
@@ -11,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use qmig_core::Result;
-use qmig_core::channel::Uri;
+use qmig_core::channel::{Tls, Uri};
 use qmig_core::control::{Control, Parameters, Status};
 use qmig_core::ram::Block;
 use qmig_core::ram::dirty::DirtyMode;
@@ -105,16 +106,18 @@ fn pass(mut from: UnixStream, mut into: UnixStream, limit: usize, passed: &Atomi
 struct Way {
     format: Format,
     preempt: bool,
+    secure: bool,
 }
 
 const WAYS: [Way; 3] = [
-    Way { format: Format::V7_2, preempt: false },
-    Way { format: Format::V7_2, preempt: true },
-    Way { format: Format::V10_0, preempt: true },
+    Way { format: Format::V7_2, preempt: false, secure: false },
+    Way { format: Format::V7_2, preempt: true, secure: false },
+    Way { format: Format::V10_0, preempt: true, secure: false },
 ];
 
-fn source_control(way: Way) -> Arc<Control> {
+fn source_control(way: Way, tls: Option<Arc<Tls>>) -> Arc<Control> {
     let control = Arc::new(Control::new(None));
+    control.set_tls(tls);
     let capabilities = if way.preempt { ["postcopy-ram", "postcopy-preempt"].as_slice() } else { &["postcopy-ram"] };
     control.set_capabilities(capabilities.iter().map(|name| (*name).to_owned()));
     control.begin_outgoing().unwrap();
@@ -183,13 +186,15 @@ fn touch(block: &Block, thread: usize, touched: &AtomicUsize) {
 
 fn there(way: Way, cuts: usize) {
     let here = filled(&[("ram", PAGES), ("rom", 9)]);
-    let name = format!("{:?}-{}-{cuts}", way.format, way.preempt);
+    let name = format!("{:?}-{}-{}-{cuts}", way.format, way.preempt, way.secure);
     let to = Arc::new(Path::new(&format!("to-{name}")));
     let relay = Relay::start(&name, &to, [usize::MAX; 2]);
     let destination = Destination::new(anon(&[("ram", PAGES), ("rom", 9)]), capabilities(way));
+    let (client, server) = way.secure.then(certs::pair).unzip();
+    destination.control.set_tls(server);
     destination.incoming.listen(&to.uri(), None).unwrap();
     destination.start(Manner::Touches);
-    let control = source_control(way);
+    let control = source_control(way, client);
     // Most pages are left for the threads to ask for, on the slowest machine.
     control.set_parameters(Parameters { max_postcopy_bandwidth: 64 << 10, ..Parameters::default() });
     let touched = AtomicUsize::new(0);
@@ -247,6 +252,13 @@ fn everything_arrives_through_eight_cuts() {
     }
 }
 
+#[test]
+fn everything_arrives_over_tls_through_three_cuts() {
+    for way in WAYS {
+        there(Way { secure: true, ..way }, 3);
+    }
+}
+
 /// One switch over a connection that carries so many bytes each way. Who runs the machine in the end: (here, there).
 fn once(name: &str, manner: Manner, limits: [usize; 2]) -> ((bool, bool), [usize; 2]) {
     let way = WAYS[0];
@@ -256,7 +268,7 @@ fn once(name: &str, manner: Manner, limits: [usize; 2]) -> ((bool, bool), [usize
     let destination = Destination::new(anon(&[("ram", 4)]), &[]);
     destination.incoming.listen(&to.uri(), None).unwrap();
     destination.start(manner);
-    let control = source_control(way);
+    let control = source_control(way, None);
     let runs = thread::scope(|scope| {
         let _guard = destination.guard();
         let sending = scope.spawn(|| source(&control, &here, &relay.path.uri(), way));
@@ -307,7 +319,7 @@ fn a_source_that_missed_the_last_word_hears_it_when_it_asks_again() {
         let destination = Destination::new(anon(&[("ram", 4)]), capabilities(way));
         destination.incoming.listen(&to.uri(), None).unwrap();
         destination.start(Manner::Good);
-        let control = source_control(way);
+        let control = source_control(way, None);
         thread::scope(|scope| {
             let sending = scope.spawn(|| source(&control, &here, &relay.path.uri(), way));
             until("a pause here", || control.outgoing_status() == Status::PostcopyPaused);

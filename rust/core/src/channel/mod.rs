@@ -20,6 +20,7 @@ mod fd;
 mod file;
 mod gather;
 mod half;
+mod link;
 mod listen;
 mod positioned;
 mod rate;
@@ -160,7 +161,7 @@ impl Opened {
     /// The channel, after the handshake if there is one to be done.
     fn secured(self, uri: &Uri, tls: Option<&Tls>, cancel: &Cancel, direction: Direction) -> Result<Channel> {
         let Some(tls) = tls else { return self.channel(uri, cancel, direction, None) };
-        let socket = half::Kind::prepare(self.fd.as_fd()).map_err(|e| uri.error(direction.kind(), reason(e)))? == half::Kind::Socket;
+        let socket = link::Kind::prepare(self.fd.as_fd()).map_err(|e| uri.error(direction.kind(), reason(e)))? == link::Kind::Socket;
         if !socket {
             return Err(uri.error(ErrorKind::InvalidArgument, "TLS talks both ways; pass a connected socket"));
         }
@@ -169,12 +170,12 @@ impl Opened {
     }
 
     fn channel(mut self, uri: &Uri, cancel: &Cancel, direction: Direction, tls: Option<tls::Session>) -> Result<Channel> {
-        let kind = half::Kind::prepare(self.fd.as_fd()).map_err(|e| uri.error(direction.kind(), reason(e)))?;
+        let kind = link::Kind::prepare(self.fd.as_fd()).map_err(|e| uri.error(direction.kind(), reason(e)))?;
         if let Some(command) = &mut self.command {
             command.ends_with(cancel);
         }
-        let link = Arc::new(half::Link::new(self.fd, kind, uri, cancel).secured(tls));
-        let two_way = kind == half::Kind::Socket;
+        let link = Arc::new(link::Link::new(self.fd, kind, uri, cancel).secured(tls));
+        let two_way = kind == link::Kind::Socket;
         let (reader, writer) = match direction {
             Direction::Incoming => {
                 let writer = two_way.then(|| WriteHalf::new(Arc::clone(&link), None, None));

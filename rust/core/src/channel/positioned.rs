@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::half::{Kind, Link};
+use super::link::{Kind, Link};
 use super::{ReadHalf, Uri, WriteHalf};
 use crate::sys::guest::GuestRange;
 use crate::sys::io::{self, IoVec};

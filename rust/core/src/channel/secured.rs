@@ -7,51 +7,14 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::sockopt;
 
-use super::half::{Link, ReadHalf};
+use super::half::ReadHalf;
+use super::link::Link;
 use super::tls::{Broken, Session};
+use crate::Result;
 use crate::sys::io::{IoVec, IoVecMut};
-use crate::{Error, ErrorKind, Result};
 
 /// Bytes that are encrypted, and decrypted, at once: four records.
 const BATCH: usize = 64 << 10;
-
-impl From<Errno> for Broken {
-    fn from(errno: Errno) -> Self {
-        Self::System(errno)
-    }
-}
-
-impl Link {
-    /// What a failure means; after a cancel nothing else.
-    pub(super) fn broken(&self, doing: &str, broken: Broken) -> Error {
-        match broken {
-            Broken::System(errno) => {
-                let mut error = self.failed(doing, errno);
-                if error.kind == ErrorKind::Closed
-                    && let Some(hint) = self.tls.as_ref().and_then(Session::hint)
-                {
-                    error.message += &hint;
-                }
-                error
-            }
-            Broken::Tls(_) if self.cancel.is_set() => self.cancelled(),
-            Broken::Tls(error) => error,
-        }
-    }
-
-    /// The peer is told that this was all: it could not tell it from a connection that somebody cut.
-    pub(super) fn close_tls(&self) {
-        if let Some(tls) = &self.tls {
-            tls.close(self.fd.as_fd());
-        }
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.close_tls();
-    }
-}
 
 impl ReadHalf {
     pub(super) fn is_secured(&self) -> bool {

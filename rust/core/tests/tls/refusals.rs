@@ -79,9 +79,9 @@ fn the_list_decides_by_the_name_in_the_certificate() {
     let authority = Authority::new();
     let (client, server) = (authority.dir(Endpoint::Client, |_| ()), authority.dir(Endpoint::Server, |_| ()));
     let rule = |text: &str, format| Rule { text: text.to_owned(), policy: Policy::Allow, format };
-    let denied = Authz { rules: vec![rule("CN=somebody,O=*", Format::Glob)], otherwise: Policy::Deny };
+    let denied = Authz { rules: vec![rule("*,CN=somebody", Format::Glob)], otherwise: Policy::Deny };
     check(&refusal(&client.tls(Endpoint::Client), server.guarded(denied)), "tls-authz does not let");
-    for allowed in [rule("CN=client,O=Some\\, Ltd,C=GB", Format::Exact), rule("CN=client,*", Format::Glob)] {
+    for allowed in [rule("C=GB,O=Some\\, Ltd,CN=client", Format::Exact), rule("*,CN=client", Format::Glob)] {
         let authz = Authz { rules: vec![allowed], otherwise: Policy::Deny };
         let cancel = Cancel::new().unwrap();
         drop(crate::channels::join("tcp:127.0.0.1:0", (client.tls(Endpoint::Client), server.guarded(authz)), &cancel));
