@@ -69,7 +69,8 @@ def test_out_of_band_is_what_it_says(qmp, schema):
 
 
 QUERIES = """query-commands query-events query-jobs query-kvm query-migrate query-migrate-cache-size
-    query-migrate-capabilities query-migrate-parameters query-name query-qmp-schema query-status query-target query-uuid query-version""".split()
+    query-migrate-capabilities query-migrate-parameters query-name query-qmp-schema query-status query-target
+query-uuid query-version""".split()
 
 
 @pytest.mark.parametrize("name", QUERIES)
