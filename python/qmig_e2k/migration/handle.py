@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from typing import Any, Self
 
 from qmig_e2k._core import Control, Incoming
@@ -77,7 +78,23 @@ class Handle(ABC):
         return True
 
     def __await__(self) -> Generator[Any, None, None]:
-        return asyncio.shield(asyncio.wrap_future(self._done)).__await__()
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> None:
+        await self._over()
+        self._done.result()
+
+    async def _over(self) -> None:
+        """Wait for the end without holding up the loop. Giving that up, or the end of the loop, ends no migration."""
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+
+        def tell(_: Future[None]) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+                loop.call_soon_threadsafe(over.set)
+
+        self._done.add_done_callback(tell)
+        await over.wait()
 
     @abstractmethod
     def cancel(self) -> bool:
@@ -122,9 +139,7 @@ class Handle(ABC):
     async def __aexit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             self.cancel()
-        over = asyncio.wrap_future(self._done)
-        await asyncio.wait([over])
-        over.exception()  # seen, so asyncio does not report it as lost
+        await self._over()
 
 
 class Arrival(Handle):
