@@ -99,7 +99,7 @@ fn a_machine_that_writes_too_fast_is_slowed_down_without_waiting_for_the_end_of_
     control.set_capabilities(["auto-converge".to_owned()]);
     let session = control.outgoing().unwrap();
     let reader = thread::spawn(move || std::io::copy(&mut ours, &mut std::io::sink()));
-    let slow = Parameters { max_bandwidth: 1 << 20, downtime_limit: 0, ..Parameters::default() };
+    let slow = Parameters { max_bandwidth: 1 << 18, downtime_limit: 0, ..Parameters::default() };
     control.set_parameters(Parameters { max_bandwidth: 0, ..slow.clone() });
     outgoing.set_longest_period(Duration::from_secs(1));
     outgoing.setup(head().as_slice(), &[None]).unwrap();
