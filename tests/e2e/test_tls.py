@@ -230,3 +230,17 @@ def test_serve_makes_objects_from_its_command_line(serve, certificates):
     source.command("migrate", uri=f"tcp:127.0.0.1:{address['port']}")
     source.wait_migration("completed")
     destination.wait_arrived()
+
+
+def test_a_snapshot_is_no_matter_of_tls(certificates, tmp_path):
+    """Neither while its parameters are set, nor after a migration that had it."""
+    with pair(snapshot_dir=tmp_path / "snapshots") as (source, destination):
+        trust(source, certificates / "good", "client")
+        trust(destination, certificates / "stranger", "server")
+        source.vm.start()
+        uri, _ = destination.listen()
+        with pytest.raises(MigrationError, match="authority"):
+            source.vm.migrate(uri).wait(30)
+        source.vm.savevm("one")
+        source.vm.loadvm("one")
+        assert source.vm.run_state == "running"
