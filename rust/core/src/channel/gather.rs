@@ -188,7 +188,9 @@ impl Listener {
         if more {
             *sockets.further() = waiting.unknown;
         } else {
-            sockets.turn_away(uri, waiting.unknown.iter().map(|one| &one.fd))?;
+            // Who is through its handshake and has not said anything is one that the source has too many.
+            let (channels, others) = waiting.unknown.into_iter().partition::<Vec<_>, _>(|one| count > 1 && one.is_secured());
+            sockets.turn_away(uri, channels.len(), others.into_iter().map(|one| one.fd))?;
         }
         Ok(wanted)
     }
@@ -201,6 +203,10 @@ impl Unknown {
         let step = tls.step(self.fd.as_fd())?;
         self.begun = step == Step::Writes;
         Ok(step == Step::Done)
+    }
+
+    fn is_secured(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| matches!(tls.step(self.fd.as_fd()), Ok(Step::Done)))
     }
 
     fn look(&mut self, porter: &mut impl Porter) -> Result<Look> {

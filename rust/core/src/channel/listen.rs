@@ -5,27 +5,19 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SocketFlags};
+use rustix::net::SocketFlags;
 use serde_json::Value;
 
-use super::cancel::poll_until;
 use super::gather::{Anyone, Unknown};
+use super::surplus::{self, Surplus, TurnedAway};
 use super::tls::Session;
 use super::{Address, Cancel, Channel, Direction, Opened, Tls, Uri, cancelled, reason, tcp, unix};
-use crate::repeats::Repeats;
-use crate::wire::consts::MULTIFD_MAGIC;
 use crate::{ErrorKind, Result};
 
 /// Connections that wait to be accepted: a source with all its channels opens them at once.
 pub(super) const BACKLOG: i32 = 260;
-
-/// How long a connection that is turned away may take to say that it is a multifd channel.
-const FIRST_WORD: Duration = Duration::from_secs(1);
 
 /// A bound incoming URI.
 #[derive(Debug)]
@@ -54,37 +46,6 @@ pub(super) struct Sockets {
     _file: Option<unix::SocketFile>,
 }
 
-/// How many connections were turned away.
-#[derive(Debug, Default)]
-struct TurnedAway {
-    all: usize,
-    /// Those that had said to be multifd channels.
-    channels: usize,
-    /// Set by the first channel.
-    alarm: Option<Cancel>,
-}
-
-impl TurnedAway {
-    /// Waits for its first word until `deadline`: a channel says at once that it is one.
-    fn count(&mut self, connection: &OwnedFd, deadline: Instant) {
-        let _ = poll_until(&mut [PollFd::new(connection, PollFlags::IN)], Some(deadline));
-        let mut first = [0; 4];
-        let said = rustix::net::recv(connection, &mut first[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-        self.all += 1;
-        if said.is_ok() && u32::from_be_bytes(first) == MULTIFD_MAGIC {
-            self.channels += 1;
-            self.alarm.iter().for_each(Cancel::set);
-        }
-    }
-}
-
-/// The thread that turns further connections away.
-#[derive(Debug)]
-struct Surplus {
-    stop: Cancel,
-    thread: Option<JoinHandle<()>>,
-}
-
 impl Listener {
     /// Binds a socket, or opens what needs no listener. `descriptor` belongs to `fd:` URIs and to no other.
     ///
@@ -104,7 +65,7 @@ impl Listener {
                     fds: Arc::new(fds),
                     addresses,
                     surplus: Mutex::default(),
-                    turned_away: Arc::default(),
+                    turned_away: TurnedAway::new(tls.is_some()),
                     further: Mutex::default(),
                     _file: None,
                 })
@@ -116,7 +77,7 @@ impl Listener {
                     fds: Arc::new(vec![fd]),
                     addresses,
                     surplus: Mutex::default(),
-                    turned_away: Arc::default(),
+                    turned_away: TurnedAway::new(tls.is_some()),
                     further: Mutex::default(),
                     _file: Some(file),
                 })
@@ -140,34 +101,24 @@ impl Listener {
 
     /// How many connections were turned away so far.
     pub fn turned_away(&self) -> usize {
-        self.sockets().map_or(0, |sockets| lock(&sockets.turned_away).all)
+        self.sockets().map_or(0, |sockets| lock(&sockets.turned_away).all())
     }
 
     /// From here on `alarm` is set as soon as one of these says to be a multifd channel, or at once if one did.
     pub fn set_alarm(&self, alarm: &Cancel) {
         let Some(sockets) = self.sockets() else { return };
-        let mut away = lock(&sockets.turned_away);
-        away.alarm = Some(alarm.clone());
-        if away.channels > 0 {
-            alarm.set();
-        }
+        lock(&sockets.turned_away).set_alarm(alarm);
     }
 
     /// From here on nothing is set; true if it was.
     pub fn end_alarm(&self) -> bool {
-        let alarm = self.sockets().and_then(|sockets| lock(&sockets.turned_away).alarm.take());
+        let alarm = self.sockets().and_then(|sockets| lock(&sockets.turned_away).end_alarm());
         alarm.is_some_and(|alarm| alarm.is_set())
     }
 
     /// How many of these had said to be multifd channels; those that wait right now are turned away, too.
     pub fn surplus_channels(&self) -> usize {
-        let Some(sockets) = self.sockets() else { return 0 };
-        let mut away = lock(&sockets.turned_away);
-        let deadline = Instant::now() + FIRST_WORD;
-        for fd in sockets.fds() {
-            (0..BACKLOG).map_while(|_| accept_now(fd).ok().flatten()).for_each(|extra| away.count(&extra, deadline));
-        }
-        away.channels
+        self.sockets().map_or(0, |sockets| surplus::channels(&sockets.turned_away, sockets.fds()))
     }
 
     /// The bound addresses as `query-migrate`'s `socket-address`; empty for what is no listening socket.
@@ -251,11 +202,11 @@ impl Sockets {
         *self.surplus() = None;
     }
 
-    /// Turns these connections away, and from here on any further one.
-    pub(super) fn turn_away<'a>(&self, uri: &Uri, these: impl Iterator<Item = &'a OwnedFd>) -> Result<()> {
+    /// Turns so many channels and these connections away, and from here on any further one.
+    pub(super) fn turn_away(&self, uri: &Uri, channels: usize, others: impl Iterator<Item = OwnedFd>) -> Result<()> {
         let mut away = lock(&self.turned_away);
-        let deadline = Instant::now() + FIRST_WORD;
-        these.for_each(|connection| away.count(connection, deadline));
+        (0..channels).for_each(|_| away.add_channel());
+        others.for_each(|connection| away.add(connection));
         drop(away);
         *self.surplus() = Some(Surplus::start(uri, &self.fds, &self.turned_away)?);
         Ok(())
@@ -263,45 +214,6 @@ impl Sockets {
 
     fn surplus(&self) -> MutexGuard<'_, Option<Surplus>> {
         lock(&self.surplus)
-    }
-}
-
-impl Surplus {
-    fn start(uri: &Uri, fds: &Arc<Vec<OwnedFd>>, away: &Arc<Mutex<TurnedAway>>) -> Result<Self> {
-        let (stop, away) = (Cancel::new()?, Arc::clone(away));
-        let (name, fds, until) = (uri.clone(), Arc::clone(fds), stop.clone());
-        let thread = std::thread::Builder::new()
-            .name("qmig-surplus".into())
-            .spawn(move || {
-                let repeats = Repeats::default();
-                // An error here (no descriptor left) must not spin: the queue then simply stays as it is.
-                while let Ok(Some(index)) = until.poll_any(&fds) {
-                    // Whoever counts does not miss one that has just been accepted.
-                    let mut away = lock(&away);
-                    let extra = match accept_now(&fds[index]) {
-                        Ok(Some(extra)) => extra,
-                        Ok(None) => continue,
-                        Err(_) => break,
-                    };
-                    away.count(&extra, Instant::now() + FIRST_WORD);
-                    drop(away);
-                    if let Some(times) = repeats.again() {
-                        tracing::warn!("{name}: a further connection was closed; this migration has its channel{times}");
-                    }
-                    drop(extra);
-                }
-            })
-            .map_err(|e| uri.error(ErrorKind::Listen, format!("starting a thread: {}", reason(e))))?;
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Surplus {
-    fn drop(&mut self) {
-        self.stop.set();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

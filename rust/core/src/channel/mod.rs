@@ -25,6 +25,7 @@ mod listen;
 mod positioned;
 mod rate;
 mod secured;
+mod surplus;
 mod tcp;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::cast_possible_truncation)]

@@ -11,7 +11,9 @@ use qmig_core::channel::{Cancel, Listener, Tls, Uri, connect_over};
 use qmig_core::{Error, ErrorKind};
 use rcgen::{ExtendedKeyUsagePurpose, date_time_ymd};
 
-use crate::certs::{Authority, SERIAL};
+use qmig_core::wire::consts::MULTIFD_MAGIC;
+
+use crate::certs::{Authority, SERIAL, pair};
 
 /// What the source hears: on connecting, or with the first answer. A destination that refuses goes on waiting, so it is ended here.
 fn refusal(client: &Tls, server: Arc<Tls>) -> Error {
@@ -168,5 +170,29 @@ fn a_channel_that_carries_no_host_needs_a_name() {
         let error = connect_over(&Uri::parse("fd:x").unwrap(), Some(fd), Some(&tls), &Cancel::new().unwrap()).unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidArgument);
         assert!(error.message.contains(text), "{error}");
+    }
+}
+
+/// Over TLS a connection shows by its handshake who it is; without one its word ends nobody's migration.
+#[test]
+fn a_stranger_that_claims_to_be_a_channel_is_not_heard() {
+    for tls in [None, Some(pair())] {
+        let cancel = Cancel::new().unwrap();
+        let (client, server) = tls.clone().unzip();
+        let listener = Listener::bind_over(&Uri::parse("tcp:127.0.0.1:0").unwrap(), None, server).unwrap();
+        let uri = Uri::parse(&format!("tcp:127.0.0.1:{}", listener.addresses()[0]["port"].as_str().unwrap())).unwrap();
+        let both = thread::scope(|scope| {
+            let accepted = scope.spawn(|| listener.accept(&cancel).unwrap());
+            (connect_over(&uri, None, client.as_deref(), &cancel).unwrap(), accepted.join().unwrap())
+        });
+        let alarm = Cancel::new().unwrap();
+        listener.set_alarm(&alarm);
+        let stranger = connect_over(&uri, None, None, &cancel).unwrap();
+        let (mut reader, writer) = stranger.split();
+        writer.unwrap().write_all(&MULTIFD_MAGIC.to_be_bytes()).unwrap();
+        let closed = reader.as_mut().unwrap().read(&mut [0; 1]);
+        assert!(closed.is_err() || closed.is_ok_and(|got| got == 0));
+        assert_eq!((listener.turned_away(), alarm.is_set(), listener.end_alarm()), (1, tls.is_none(), tls.is_none()));
+        drop(both);
     }
 }
