@@ -175,11 +175,26 @@ fn capabilities(way: Way) -> &'static [&'static str] {
 
 const PAGES: usize = 3_000;
 
+/// How many touches are allowed; all in the end, whatever happens.
+struct Leash(AtomicUsize);
+
+/// Lets the threads run to their ends.
+struct Loose<'a>(&'a Leash);
+
+impl Drop for Loose<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(usize::MAX, Ordering::Relaxed);
+    }
+}
+
 /// Touches every page in an order of its own.
-fn touch(block: &Block, thread: usize, touched: &AtomicUsize) {
+fn touch(block: &Block, number: usize, touched: &AtomicUsize, leash: &Leash) {
     let pages = block.pages();
     for i in 0..pages {
-        verify_page(block, (i * 7919 + thread * pages / 3) % pages);
+        while touched.load(Ordering::Relaxed) >= leash.0.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        verify_page(block, (i * 7919 + number * pages / 3) % pages);
         touched.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -197,18 +212,21 @@ fn there(way: Way, cuts: usize) {
     let control = source_control(way, client);
     // Most pages are left for the threads to ask for, on the slowest machine.
     control.set_parameters(Parameters { max_postcopy_bandwidth: 64 << 10, ..Parameters::default() });
-    let touched = AtomicUsize::new(0);
+    let (touched, leash) = (AtomicUsize::new(0), Leash(AtomicUsize::new(0)));
     thread::scope(|scope| {
         let _guard = destination.guard();
+        let loose = Loose(&leash);
         let sending = scope.spawn(|| source(&control, &here, &relay.path.uri(), way));
         destination.wait_started();
         for thread in 0..3 {
-            let (block, touched) = (&destination.blocks[0], &touched);
-            scope.spawn(move || touch(block, thread, touched));
+            let (block, touched, leash) = (&destination.blocks[0], &touched, &leash);
+            scope.spawn(move || touch(block, thread, touched, leash));
         }
         for cut in 0..cuts {
-            // Some way on; three threads have three times as many touches as there are pages, so something is missing still.
+            // Some way on; three threads have three times as many touches as there are pages, so something is missing still. They stop
+            // there, however late this one comes to cut the connection.
             let goal = touched.load(Ordering::Relaxed) + 200;
+            leash.0.store(goal, Ordering::Relaxed);
             until("some pages", || touched.load(Ordering::Relaxed) >= goal);
             match cut % 3 {
                 0 => relay.cut(),
@@ -226,6 +244,7 @@ fn there(way: Way, cuts: usize) {
                     && !matches!(here, Status::PostcopyPaused | Status::PostcopyRecover)
             });
         }
+        drop(loose);
         let requests = || control.query_migrate()["ram"]["postcopy-requests"].as_u64().unwrap();
         until("a request", || requests() > 0);
         control.set_parameters(Parameters::default());
