@@ -157,6 +157,19 @@ def test_bad_certificates_stop_a_migration_and_nothing_else(certificates, tmp_pa
         arrives(source, destination, uri, arrival)
 
 
+def test_an_empty_list_lets_nobody_in(certificates):
+    """As in QEMU; never set, it lets everybody in."""
+    with pair() as (source, destination):
+        trust(source, certificates / "good", "client")
+        trust(destination, certificates / "good", "server")
+        destination.vm.set_parameters(tls_authz="")
+        source.vm.start()
+        uri, _arrival = destination.listen()
+        with pytest.raises(MigrationError, match="tls-authz does not let"):
+            source.vm.migrate(uri).wait(30)
+        assert source.vm.run_state == "running"
+
+
 def test_a_source_without_tls_is_not_let_in(sides):
     source, destination = sides
     source.vm.set_parameters(tls_creds=None)

@@ -198,7 +198,7 @@ def test_a_destination_with_the_wrong_object_does_not_listen(vm, certificates, p
     vm.incoming("defer")
     vm.set_parameters(**parameters)
     refused("invalid-argument", words, vm.incoming, "tcp:127.0.0.1:0")
-    vm.set_parameters(tls_creds="server", tls_authz="")
+    vm.set_parameters(tls_creds="server", tls_authz="who")
     vm.incoming("tcp:127.0.0.1:0")
 
 

@@ -13,12 +13,22 @@ from types import MappingProxyType
 from qmig_e2k.errors import migration_error
 from qmig_e2k.migration.capabilities import NO_DIRTY_RING, NO_STORAGE
 
-__all__ = ["ALIASES", "PARAMETERS", "REFUSED", "Parameter", "Parameters", "Value", "canonical", "parse_size"]
+__all__ = ["ALIASES", "NOBODY", "PARAMETERS", "REFUSED", "Parameter", "Parameters", "Value", "canonical", "parse_size"]
 
 Value = bool | int | str
 """What a parameter can hold; sizes are bytes, rates bytes per second, times milliseconds."""
 
 _U64 = 2**64 - 1
+
+
+class _Nobody(str):
+    """An empty text that was asked for."""
+
+    __slots__ = ()
+
+
+NOBODY = _Nobody()
+"""`tls-authz` once it was set to `""`: as in QEMU nobody may come in then, while never set it lets everybody in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +167,7 @@ class Parameters:
                 value = ""  # noqa: PLW2901  null and "" mean the same
             if not isinstance(value, (bool, int, str)) or not parameter.fits(value):
                 raise migration_error("invalid-argument", f"parameter {name!r} must be {parameter.wants}")
-            merged[name] = value
+            merged[name] = NOBODY if name == "tls-authz" and value == "" else value
         for name, value in merged.items():
             _check(name, value)
         if int(merged["max-cpu-throttle"]) < int(merged["cpu-throttle-initial"]):

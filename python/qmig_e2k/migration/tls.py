@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from qmig_e2k._core import TlsAuthz
 from qmig_e2k.errors import migration_error
 from qmig_e2k.migration.blockers import POSTCOPY, RUNNING
 from qmig_e2k.migration.objects import make
+from qmig_e2k.migration.parameters import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qmig_e2k._core import TlsAuthz, TlsCreds
+    from qmig_e2k._core import TlsCreds
     from qmig_e2k.migration.machine import Machine
     from qmig_e2k.migration.parameters import Value
 
@@ -50,6 +52,8 @@ def resolve(
         raise migration_error("invalid-argument", f"tls-creds: object {name!r} has endpoint {creds.endpoint}; {need}")
     if endpoint == "client":  # whom a source believes is a matter of the host name
         return creds, hostname, None
+    if values["tls-authz"] is NOBODY:
+        return creds, "", TlsAuthz([], "deny")
     return creds, "", machine.objects.authz(authz) if authz else None
 
 
@@ -64,7 +68,10 @@ def prepare(machine: Machine, values: Mapping[str, Value]) -> None:
     Raises:
         MigrationError: as `resolve`; `invalid-state` if a destination listens already with the former ones.
     """
-    changed = [name for name in _NAMES if values[name] != machine.settings.parameters[name]]
+    former = machine.settings.parameters
+    changed = [
+        name for name in _NAMES if (values[name], values[name] is NOBODY) != (former[name], former[name] is NOBODY)
+    ]
     if not changed:
         return
     if machine.control.outgoing_status in RUNNING:
