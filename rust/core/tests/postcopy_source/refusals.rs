@@ -39,7 +39,6 @@ fn every_bad_word_pauses_and_says_why() {
         (b"\0\x05\0\x04\x03ram".to_vec(), "RECV_BITMAP has no place"),
         (b"\0\x06\0\x04\0\0\0\x01".to_vec(), "RESUME_ACK has no place"),
         (b"\0\x06\0\x04\0\0\0\x02".to_vec(), "RESUME_ACK with value 2"),
-        (b"\0\x07\0\0".to_vec(), "SWITCHOVER_ACK has no place"),
         (b"\0\x01\0\x04\0\0\0\0".to_vec(), "ended the migration before it was complete"),
     ];
     for (bytes, text) in cases {
