@@ -136,8 +136,8 @@ impl Session {
     /// Compare-and-swap of the status with its MIGRATION event; false if it was not `old`, or if an error is recorded already.
     /// Towards `cancelling` and `cancelled` it needs a machine that is still ours.
     pub fn transition(&self, old: Status, new: Status) -> bool {
-        let decide = |now| {
-            let refused = now != old || self.lock_error().is_some();
+        let decide = |now: Status| {
+            let refused = now != old || now.is_final() || self.lock_error().is_some();
             let keeps = matches!(new, Status::Cancelling | Status::Cancelled | Status::Failed);
             (!refused && (!keeps || self.withdraw() || new == Status::Failed)).then_some(new)
         };

@@ -94,7 +94,7 @@ fn never_both_in_any_order() {
             assert_eq!(session.owned(), !given, "{order:?}");
         }
         let status = session.finish();
-        assert!(status.is_final());
+        assert!(status.is_final() && !session.transition(status, Status::Active), "{order:?}");
         assert_eq!(promised, status == Status::Cancelled, "{order:?}");
         match status {
             Status::Completed => assert!(given && session.error().is_none(), "{order:?}"),
