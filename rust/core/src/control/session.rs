@@ -431,6 +431,7 @@ impl Session {
         into.insert("status".into(), status.name().into());
         let error = match status {
             Status::Failed => self.error(),
+            Status::Cancelled => self.deadline_reason(),
             Status::PostcopyPaused | Status::PostcopyRecover => self.link_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             _ => None,
         };

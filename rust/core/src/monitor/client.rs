@@ -174,7 +174,7 @@ impl Client {
             };
             let work = match parsed {
                 Ok(request) => {
-                    self.quits |= self.outstanding.is_some() && request.name == "quit";
+                    self.quits |= self.outstanding.is_some() && request.quits();
                     let fd = if request.name == "getfd" { self.received.pop_front() } else { None };
                     Work::Run { request, fd }
                 }

@@ -76,10 +76,10 @@ impl Core {
     }
 
     fn dispatch(self: &Arc<Self>, listener: Weak<Listener>, client: u64, request: Request) {
-        let Request { name, arguments, id, .. } = request;
-        if name == "quit" {
+        if request.quits() {
             self.expect_exit();
         }
+        let Request { name, arguments, id, .. } = request;
         self.enqueue(Command { name, arguments, client, id, listener, answered: AtomicBool::new(false) });
     }
 
@@ -90,7 +90,8 @@ impl Core {
     }
 
     /// Somebody said `quit`: if the process is ours, it ends within `SIGNAL_GRACE`, whoever is stuck, also where the monitor is closed
-    /// by then: what the process waits for at its very end may be a thread that waits for a page.
+    /// by then: what the process waits for at its very end may be a thread that waits for a page. But a machine that runs elsewhere gets
+    /// the memory that only this process has, for as long as it takes some of it in that time.
     fn expect_exit(self: &Arc<Self>) {
         if !self.owns_process.load(Ordering::Acquire) {
             return;
@@ -103,11 +104,17 @@ impl Core {
 
     /// Ends the process after `grace`; with `spared_by_close` not if the monitor is closed by then.
     fn exit_after(&self, grace: Duration, spared_by_close: bool) {
-        let end = Instant::now() + grace;
+        let mut end = Instant::now() + grace;
+        let mut given = self.control.given();
         let mut queue = self.queue();
         while !(spared_by_close && queue.closed) {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                let now = self.control.given();
+                if now.is_some() && now != given {
+                    (given, end) = (now, end + grace);
+                    continue;
+                }
                 for path in self.paths.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
                     path.remove();
                 }

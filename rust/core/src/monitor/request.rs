@@ -49,6 +49,13 @@ pub struct Request {
     pub oob: bool,
 }
 
+impl Request {
+    /// It ends the process, and is not refused.
+    pub fn quits(&self) -> bool {
+        self.name == "quit" && self.arguments.is_empty() && !self.oob
+    }
+}
+
 /// The request in a message; on failure the `id` to answer with, wherever there is one.
 pub fn parse(message: Value, oob_enabled: bool) -> Result<Request, (Option<Value>, QmpError)> {
     let Value::Object(mut message) = message else {
@@ -178,6 +185,13 @@ mod tests {
             assert!(text.contains(word), "{message}: {text}");
         }
         assert_eq!(error(json!([{"id": 5}]), true).0, None);
+    }
+
+    #[test]
+    fn what_will_be_refused_ends_nothing() {
+        let quits = |message: Value| parse(message, true).unwrap().quits();
+        assert!(quits(json!({"execute": "quit"})) && quits(json!({"execute": "quit", "arguments": {}})));
+        assert!(!quits(json!({"execute": "quit", "arguments": {"force": true}})) && !quits(json!({"exec-oob": "quit"})));
     }
 
     #[test]

@@ -353,6 +353,10 @@ impl<S: ByteSource> Decoder<S> {
             let text = "begins like a multifd channel; switch the capability multifd on here, too, or off at the source";
             return Err(Error::new(ErrorKind::BadMagic, text).at(at));
         }
+        if magic >> 16 == 0x1603 {
+            let text = "begins like a TLS handshake; set tls-creds here, too, or take it off at the source";
+            return Err(Error::new(ErrorKind::BadMagic, text).at(at));
+        }
         if magic != FILE_MAGIC {
             let text = format!("begins with {magic:#010x}, not {FILE_MAGIC:#010x} (QEVM): this is no migration stream");
             return Err(Error::new(ErrorKind::BadMagic, text).at(at));

@@ -79,6 +79,8 @@ impl ReturnMessage {
             4 => (12, 12),
             5 => (2, RETURN_MESSAGE_MAX),
             7 => (0, 0),
+            // A TLS record: an alert, a handshake.
+            0x1503 | 0x1603 => return Err(bad("the destination speaks TLS: set tls-creds here, too", start)),
             _ => return Err(bad(format!("message type {number} is not known"), start)),
         };
         if !(least..=most).contains(&length) {
