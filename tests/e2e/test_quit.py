@@ -1,4 +1,4 @@
-"""`quit` of a source whose machine runs elsewhere already: it stays until its memory is there, for as long as that gets on."""
+"""`quit` of a source whose machine runs elsewhere: it stays until its memory is there, as long as that gets on."""
 
 import os
 
