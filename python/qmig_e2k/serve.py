@@ -81,6 +81,11 @@ class GuestEmulator:
         self._guest.stop()
         self._show()
 
+    def keep(self) -> None:
+        """Before the CPUs are reset: what was loaded into them, and has not run yet, is the guest's state."""
+        if not self._guest.running:
+            self._take()
+
     def reset(self) -> None:
         """The guest goes on: its registers and RAM belong together, and a reset does not clear RAM."""
         self._show()
@@ -140,6 +145,7 @@ def serve(options: Options) -> None:
             settings=settings,
             snapshot_dir=options.snapshot_dir,
         )
+        vm.machine.reset_hooks.insert(0, emulator.keep)
         for text in options.objects:
             vm.machine.objects.add(*objects.parse(text))
         for block in blocks:

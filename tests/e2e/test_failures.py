@@ -169,6 +169,19 @@ def test_cancel_during_the_pause_before_switchover():
         check_moves(source, destination)
 
 
+def test_a_stop_in_the_pause_before_switchover_outlives_a_cancel():
+    with pair(size=SIZE) as (source, destination):
+        source.vm.set_capabilities(pause_before_switchover=True)
+        source.vm.start()
+        target, arrival = destination.listen()
+        migration = source.vm.migrate(target)
+        wait_until(lambda: migration.status == "pre-switchover", what="pre-switchover")
+        source.vm.stop()
+        cancelled(migration)
+        arrival.ended(20)
+        assert source.vm.run_state == "paused"
+
+
 def test_cancel_while_the_destination_is_asked():
     with pair(size=SIZE) as (source, destination):
         source.vm.start()

@@ -131,6 +131,16 @@ def test_what_a_stopped_machine_may_do():
         assert arrival.status == "postcopy-paused"
 
 
+def test_a_block_that_raises_in_the_pause_is_left():
+    """Nobody could end it, and the only one who could recover it has just given up."""
+    with ready() as (source, destination):
+        _, migration, _ = lose_connection(source, destination)
+        wait_until(lambda: migration.status == "postcopy-paused", what="the pause")
+        with pytest.raises(ZeroDivisionError), migration:
+            raise ZeroDivisionError
+        assert migration.status == "postcopy-paused"
+
+
 def test_a_destination_that_lacks_memory_does_not_move_on():
     with ready() as (source, destination), pair(size=SIZE) as (_, third):
         target, arrival = destination.listen()

@@ -159,3 +159,16 @@ def test_the_how_to_is_true(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("first ")
     assert not list((tmp_path / "snapshots").iterdir())
+
+
+def test_a_reset_keeps_what_was_loaded(machine):
+    """The guest's registers belong to its RAM, also those that were loaded and have not run yet."""
+    peer = machine()
+    first = steps(peer)
+    assert hmp(peer, "savevm first") == ""
+    peer.command("cont")
+    wait_until(lambda: peer.command("query-status")["running"])
+    peer.command("stop")
+    assert hmp(peer, "loadvm first") == ""
+    peer.command("system_reset")
+    assert peer.command("x-verify") == {"steps": first, "equal": True} | {"first-difference": None}

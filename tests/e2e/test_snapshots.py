@@ -437,6 +437,8 @@ def test_half_a_machine_never_runs(sides, folder, running, way_out):
         here.vm.loadvm("x")
     elif way_out == "reset":
         here.vm.reset()
+        assert "a reset does not bring back its RAM" in str(refused(here.vm.start))
+        here.vm.loadvm("x")
     elif running:
         assert "has run" in str(refused(here.vm.incoming, "defer"))
         return

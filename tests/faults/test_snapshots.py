@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from qmig_e2k import MigrationError, Vm
+from qmig_e2k.migration.snapshots import savevm
 from qmig_e2k.testing import pair
 from support import mixed_ram
 
@@ -91,6 +92,27 @@ def test_the_draft_of_a_living_one_stays(tmp_path):
             draft.keep()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["other.qmig", "x.qmig"]
         assert [snapshot.tag for snapshot in vm.snapshots()] == ["x"], "nothing was written to the other"
+
+
+def test_two_at_once_that_must_not_replace(tmp_path):
+    """Whoever is later finds the name taken, though it was free when both began."""
+    with Vm("none", snapshot_dir=tmp_path) as vm:
+        vm.add_ram("ram", 1 << 20)
+        with vm.machine.snapshots.draft("x", replace=False) as draft:
+            vm.savevm("x")
+            with pytest.raises(MigrationError, match="already exists"):
+                draft.keep()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["x.qmig"]
+        vm.loadvm("x")
+
+
+def test_what_only_looks_like_a_draft_stays(tmp_path):
+    (tmp_path / ".notes.draft").write_text("mine")
+    with Vm("none", snapshot_dir=tmp_path) as vm:
+        vm.add_ram("ram", 1 << 20)
+        names = {savevm(vm.machine) for _ in range(3)}
+        assert len(names) == 3, "each without a name is a new one"
+    assert (tmp_path / ".notes.draft").read_text() == "mine"
 
 
 def test_the_disk_is_full(room, tmp_path):

@@ -16,12 +16,16 @@ from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
 
 __all__ = ["Arrival", "Handle", "Migration"]
 
+_LOOK = 0.1
+"""Seconds between two looks at a migration that may end or be paused."""
+
 
 class Handle(ABC):
     """What both sides have in common. Usable from any thread, and awaitable.
 
     Leaving a `with` block, or an `async with` block, waits for the end, and cancels first if the block was left by an
-    exception; `wait` or `await` tell how it ended.
+    exception; `wait` or `await` tell how it ended. One that is `postcopy-paused` then is not waited for: nobody can end
+    it, and whoever could recover it has left.
     """
 
     def __init__(self, control: Control, uri: str) -> None:
@@ -129,17 +133,23 @@ class Handle(ABC):
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            self.cancel()
-        self.ended()
+        if kind is None:
+            self.ended()
+            return
+        self.cancel()
+        while self.status != "postcopy-paused" and not self.ended(_LOOK):
+            pass
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            self.cancel()
-        await self._over()
+        if kind is None:
+            await self._over()
+            return
+        self.cancel()
+        while self.status != "postcopy-paused" and not self.done():
+            await asyncio.sleep(_LOOK)
 
 
 class Arrival(Handle):

@@ -103,7 +103,7 @@ class Machine:
         jobs: what `snapshot-save` and the like have begun.
         saving: a snapshot is being saved, as an outgoing migration.
         restoring: the snapshot that is being loaded, for who would end that.
-        lost: why the machine has no state that could run, until it is reset or something else was loaded.
+        lost: why the machine has no state that could run, until something else was loaded.
     """
 
     def __init__(
@@ -150,6 +150,7 @@ class Machine:
         self.saving = False
         self.restoring: Control | None = None
         self.lost: str | None = None
+        self.stop_wanted = False
         self.publish_settings()
         if running:
             self.control.set_run_state("running")
@@ -296,7 +297,10 @@ class Machine:
 
     def pause(self) -> None:
         """What QMP `stop` does: before an incoming machine arrives it only says that it shall not start."""
-        if self._set_autostart(start=False) or self.control.run_state == "finish-migrate":
+        if self._set_autostart(start=False):
+            return
+        if self.control.run_state == "finish-migrate":
+            self.stop_wanted = True
             return
         self.stop("paused")
 
@@ -347,7 +351,6 @@ class Machine:
                     self.control.set_run_state("internal-error")
                     self.control.emit("STOP")
                 raise migration_error("invalid-state", f"the emulator could not be reset: {error}") from error
-            self.lost = None
             if not running and self.control.run_state != "inmigrate":
                 self.control.set_run_state("prelaunch")
         self.control.emit("RESET", '{"guest": false, "reason": "host-qmp-system-reset"}')
@@ -545,7 +548,7 @@ class Machine:
     def refuse_lost(self) -> None:
         """Raises MigrationError (`invalid-state`) if the machine has no state that could run."""
         if self.lost is not None:
-            remedy = "load a snapshot (`loadvm`) or reset it (`system_reset`) first"
+            remedy = "load a snapshot (`loadvm`) that is whole first; a reset does not bring back its RAM"
             raise migration_error("invalid-state", f"the machine cannot run: {self.lost}; {remedy}")
 
     # RAM -----------------------------------------------------------------------------------------------------------

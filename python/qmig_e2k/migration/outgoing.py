@@ -210,6 +210,7 @@ class _Source:
         """Stop the machine and take everything that is not RAM: END sections, FULL sections, and what follows them."""
         machine, control = self._machine, self._control
         machine.global_state.store(former)
+        machine.stop_wanted = False
         times: dict[str, int] = {}
         control.mark_stopped()
         with timed(times, "stop"):
@@ -249,10 +250,10 @@ class _Source:
         self._end_throttle()
         try:
             machine.activate_storage()
-            if former == "running":
+            if former == "running" and not machine.stop_wanted:
                 machine.start()
             else:
-                control.set_run_state(former)
+                control.set_run_state("paused" if former == "running" else former)
         except MigrationError:
             log.exception("the machine could not be returned to run state %s after a failed migration", former)
             if control.run_state == "finish-migrate":

@@ -73,7 +73,7 @@ class SnapshotDirectory:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         with _named(f"the snapshot directory {self.path}"):
             self.path.mkdir(exist_ok=True)
 
@@ -118,8 +118,8 @@ class SnapshotDirectory:
         """Raises MigrationError (`invalid-argument`) if no snapshot can have this name."""
         self._place(tag)
 
-    def draft(self, tag: str) -> Draft:
-        """A new file, which becomes snapshot `tag` when it is kept.
+    def draft(self, tag: str, *, replace: bool = True) -> Draft:
+        """A new file, which becomes snapshot `tag` when it is kept, in place of one of that name or not.
 
         Raises:
             MigrationError: `io`, `invalid-argument`.
@@ -132,12 +132,14 @@ class SnapshotDirectory:
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 if os.fstat(fd).st_nlink:
-                    return Draft(self, fd, path, place)
+                    return Draft(self, fd, path, place, replace=replace)
                 os.close(fd)  # somebody took it for a dead one's before it was locked
 
     def _clear(self) -> None:
         """Remove the drafts of writers that are gone."""
         for path in self.path.glob(f".*{_DRAFT}"):
+            if not re.fullmatch(r"\.[0-9a-f]{16}", path.stem) or path.is_symlink() or not path.is_file():
+                continue  # somebody else's
             with suppress(OSError), _opened(path) as fd:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
@@ -168,24 +170,38 @@ class Draft:
         fd: what to write to, for the `with` block.
     """
 
-    def __init__(self, directory: SnapshotDirectory, fd: int, path: Path, place: Path) -> None:
+    def __init__(self, directory: SnapshotDirectory, fd: int, path: Path, place: Path, *, replace: bool) -> None:
         self._directory = directory
         self.fd = fd
         self._path = path
         self._place = place
+        self._replace = replace
 
     def keep(self) -> None:
-        """What was written, and is on disk, replaces the snapshot of that name. Raises MigrationError (`io`)."""
+        """What was written, and is on disk, becomes the snapshot of that name.
+
+        Raises:
+            MigrationError: `io`; `invalid-argument` if there is one that is not to be replaced.
+        """
         with _named(f"the snapshot {self._place}"):
-            self._path.replace(self._place)
+            if self._replace:
+                self._path.replace(self._place)
+            else:
+                try:
+                    self._place.hardlink_to(self._path)
+                except FileExistsError:
+                    raise migration_error("invalid-argument", "a snapshot of that name already exists") from None
             self._directory._sync()  # noqa: SLF001  a part of it
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._path.unlink(missing_ok=True)
-        os.close(self.fd)
+        try:
+            with suppress(OSError):  # the next writer takes it for a dead one's
+                self._path.unlink()
+        finally:
+            os.close(self.fd)
 
 
 def _readable(tag: str) -> bool:

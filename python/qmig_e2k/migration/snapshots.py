@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from datetime import datetime
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
 from qmig_e2k._core import Control, Incoming
@@ -47,14 +48,17 @@ def savevm(machine: Machine, tag: str | None = None, *, replace: bool = True) ->
             a snapshot all the same.
     """
     directory = _directory(machine)
-    tag = tag if tag is not None else datetime.now().astimezone().strftime("vm-%Y%m%d%H%M%S")
+    if tag is None:
+        now = datetime.now().astimezone().strftime("vm-%Y%m%d%H%M%S")
+        tag = next(name for name in chain([now], (f"{now}-{n}" for n in count(2))) if name not in directory)
+        replace = False
     if tag in directory and not replace:
         raise migration_error("invalid-argument", f"snapshot {tag!r} already exists: delete it, or take another name")
     with machine.settings_lock:
         admit(machine)
         machine.saving = True
     try:
-        with directory.draft(tag) as draft, machine.lock:
+        with directory.draft(tag, replace=replace) as draft, machine.lock:
             refuse_absent(machine)  # whoever came first may have changed it
             # for whoever takes the file as an incoming migration
             machine.global_state.store(machine.control.run_state)
@@ -111,8 +115,7 @@ def loadvm(machine: Machine, tag: str) -> None:
     Raises:
         MigrationError: `invalid-state`, `blocked`, `invalid-argument`, or `io` for a snapshot that is missing or cut
             off: the machine is as it was. Anything else, StreamErrors among them, comes after its state was given up:
-            it stands still (run state `restore-vm` if it ran) and runs no more before a `loadvm` that succeeds, or a
-            reset.
+            it stands still (run state `restore-vm` if it ran) and runs no more before a `loadvm` that succeeds.
     """
     directory = _directory(machine)
     with machine.settings_lock:

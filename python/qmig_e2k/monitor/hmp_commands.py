@@ -5,6 +5,7 @@ Those of 2.9 that later versions dropped are here too. Sizes without a suffix ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from types import MappingProxyType
@@ -80,18 +81,19 @@ def _set_size(setter: Callable[[Machine, int], None], unit: str = "M") -> Callab
     return run
 
 
+_DECIMAL = re.compile(
+    r"[+-]?([0-9]{1,12}(\.[0-9]{0,12})?|\.[0-9]{1,12})"
+)  # no exponent: it could take hours
 _SECONDS = {"ns": Fraction(1, 10**9), "us": Fraction(1, 10**6), "ms": Fraction(1, 1000), "s": Fraction(1)}
 
 
 def _set_downtime(machine: Machine, values: Values) -> None:
     word: str = values["value"]
     unit = next((unit for unit in _SECONDS if word.endswith(unit)), "")
-    try:
-        seconds = Fraction(word.removesuffix(unit)) * _SECONDS.get(unit, 1)
-    except (ValueError, ZeroDivisionError):
-        message = f"{word!r} is no time: give seconds, or a number with ms, us or ns"
-        raise migration_error("invalid-argument", message) from None
-    legacy.set_downtime(machine, seconds)
+    number = word.removesuffix(unit)
+    if not _DECIMAL.fullmatch(number):
+        raise migration_error("invalid-argument", f"{word!r} is no time: give seconds, or a number with ms, us or ns")
+    legacy.set_downtime(machine, Fraction(number) * _SECONDS.get(unit, 1))
 
 
 def _set_capability(machine: Machine, values: Values) -> None:
