@@ -81,9 +81,7 @@ def _set_size(setter: Callable[[Machine, int], None], unit: str = "M") -> Callab
     return run
 
 
-_DECIMAL = re.compile(
-    r"[+-]?([0-9]{1,12}(\.[0-9]{0,12})?|\.[0-9]{1,12})"
-)  # no exponent: it could take hours
+_DECIMAL = re.compile(r"[+-]?([0-9]{1,12}(\.[0-9]{0,12})?|\.[0-9]{1,12})")  # no exponent: it could take hours
 _SECONDS = {"ns": Fraction(1, 10**9), "us": Fraction(1, 10**6), "ms": Fraction(1, 1000), "s": Fraction(1)}
 
 
