@@ -39,7 +39,7 @@ def test_all_are_reported_and_the_newest_is_named_first(vm):
     assert "three" in refused("blocked", vm.migrate, "exec:cat > /dev/null")
 
 
-@pytest.mark.parametrize("reason", ["", "  \n"])
+@pytest.mark.parametrize("reason", ["", "  \n", "two\nlines", 5])
 def test_a_reason_is_needed(vm, reason):
     assert "needs a reason" in refused("invalid-argument", vm.add_blocker, reason)
     assert reported(vm) == []

@@ -42,6 +42,8 @@ def test_all_are_off_at_first_and_later_entries_win():
     assert dict(caps.items())["return-path"]
     caps.update([])
     assert caps["return-path"]
+    with pytest.raises(MigrationError, match="'events' is True or False, not 'yes'"):
+        caps.update([("events", "yes")])
 
 
 @pytest.mark.parametrize("name", [name for name, reason in CAPABILITIES.items() if reason])

@@ -98,6 +98,11 @@ def test_refused(qmp, arguments, reason):
     assert qmp.execute("query-dirty-rate")["status"] == "unstarted"
 
 
+def test_a_mode_that_is_none(vm):
+    with pytest.raises(MigrationError, match="'guess' is not known"):
+        vm.calc_dirty_rate(60, mode="guess")
+
+
 def test_one_at_a_time(vm):
     rates = rate(vm)
     with pytest.raises(MigrationError, match="measured already"):

@@ -50,8 +50,8 @@ class Blockers:
         """
         if self._settings.only_migratable:
             raise migration_error("not-permitted", f"disallowing migration blocker (--only-migratable) for: {reason}")
-        if not reason.strip():
-            raise migration_error("invalid-argument", "a migration blocker needs a reason, which users are shown")
+        if not isinstance(reason, str) or not reason.strip() or not reason.isprintable():
+            raise migration_error("invalid-argument", "a migration blocker needs a reason in one line, for its users")
         busy = "a migration is in progress" if self._control.outgoing_status in RUNNING else ""
         if self._control.run_state == "save-vm":
             busy = "a snapshot is being saved"

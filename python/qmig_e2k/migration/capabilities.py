@@ -117,6 +117,8 @@ class Capabilities:
         """
         wanted = dict(self.items())
         for name, state in changes:
+            if not isinstance(state, bool):
+                raise migration_error("invalid-argument", f"capability {name!r} is True or False, not {state!r}")
             wanted[canonical(name)] = state
         for name, state in wanted.items():
             reason = CAPABILITIES[name]

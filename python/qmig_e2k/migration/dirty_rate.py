@@ -61,12 +61,14 @@ class DirtyRates:
             samples: with `page-sampling`: pages looked at for each GiB, 128 to 16384; None: 512.
 
         Raises:
-            MigrationError: `invalid-argument` for a number out of range, `unsupported` for `dirty-ring`,
-                `invalid-state` while another one measures or the memory is not here yet, and with `dirty-bitmap`
-                during a migration, which needs the log itself.
+            MigrationError: `invalid-argument` for another mode or a number out of range, `unsupported` for
+                `dirty-ring`, `invalid-state` while another one measures or the memory is not here yet, and with
+                `dirty-bitmap` during a migration, which needs the log itself.
         """
         if mode == "dirty-ring":
             raise migration_error("unsupported", f"mode 'dirty-ring' is not supported: {NO_DIRTY_RING}")
+        if mode not in MODES:
+            raise migration_error("invalid-argument", f"mode {mode!r} is not known: there are {', '.join(MODES)}")
         _check("the period in milliseconds", milliseconds, _PERIOD)
         if mode == "dirty-bitmap" and samples is not None:
             raise migration_error("invalid-argument", "sample-pages goes with mode 'page-sampling' only")
