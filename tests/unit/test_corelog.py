@@ -33,7 +33,7 @@ def test_messages_of_the_core_are_logged(caplog):
 
         speak()
         wait_until(lambda: len(said()) >= 2, what="messages")
-    assert {(record.name, record.levelno) for record in said()} == {("qmig_e2k.core.channel.listen", logging.WARNING)}
+    assert {(record.name, record.levelno) for record in said()} == {("qmig_e2k.core.channel.surplus", logging.WARNING)}
     assert len(said()) == 2
     assert said()[1].getMessage().endswith("(2 so far)")
 
@@ -48,7 +48,7 @@ def test_a_handler_that_raises_costs_its_message_only(capsys):
             raise ValueError("no such message")
         return True
 
-    logger = logging.getLogger("qmig_e2k.core.channel.listen")
+    logger = logging.getLogger("qmig_e2k.core.channel.surplus")
     logger.addFilter(judge)
     try:
         speak()

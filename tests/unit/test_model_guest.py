@@ -94,7 +94,7 @@ def test_state_is_out_of_reach_while_it_runs():
 def test_throttle_slows_and_ends():
     guest = ModelGuest(Block("ram", SIZE), "random")
     guest.throttle(99)
-    run(guest, 10_000)
+    run(guest, 100)
     guest.throttle(0)
     run(guest, 10_000)
     assert guest.verify()[1]

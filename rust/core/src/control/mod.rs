@@ -174,13 +174,6 @@ impl Control {
         self.outgoing().map_or(Status::None, |session| session.status())
     }
 
-    /// Bytes sent so far, while a machine that runs at the destination waits for its memory.
-    pub fn given(&self) -> Option<u64> {
-        let session = self.outgoing()?;
-        let gives = matches!(session.status(), Status::PostcopyActive | Status::PostcopyRecover);
-        gives.then(|| session.counters.transferred.get())
-    }
-
     /// Starts an outgoing migration in status `setup`. Fails with `invalid-state` until the one before was finished.
     pub fn begin_outgoing(&self) -> Result<Arc<Session>> {
         self.begin(false)

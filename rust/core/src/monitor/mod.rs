@@ -90,8 +90,7 @@ impl Core {
     }
 
     /// Somebody said `quit`: if the process is ours, it ends within `SIGNAL_GRACE`, whoever is stuck, also where the monitor is closed
-    /// by then: what the process waits for at its very end may be a thread that waits for a page. But a machine that runs elsewhere gets
-    /// the memory that only this process has, for as long as it takes some of it in that time.
+    /// by then: what the process waits for at its very end may be a thread that waits for a page.
     fn expect_exit(self: &Arc<Self>) {
         if !self.owns_process.load(Ordering::Acquire) {
             return;
@@ -104,17 +103,11 @@ impl Core {
 
     /// Ends the process after `grace`; with `spared_by_close` not if the monitor is closed by then.
     fn exit_after(&self, grace: Duration, spared_by_close: bool) {
-        let mut end = Instant::now() + grace;
-        let mut given = self.control.given();
+        let end = Instant::now() + grace;
         let mut queue = self.queue();
         while !(spared_by_close && queue.closed) {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let now = self.control.given();
-                if now.is_some() && now != given {
-                    (given, end) = (now, end + grace);
-                    continue;
-                }
                 for path in self.paths.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
                     path.remove();
                 }
