@@ -154,13 +154,19 @@ def test_cancel_while_memory_is_sent(after):
         check_moves(source, destination)
 
 
+def pause_before_switchover(source, destination):
+    """The migration of a machine that runs, in `pre-switchover`, and its arrival."""
+    source.vm.set_capabilities(pause_before_switchover=True)
+    source.vm.start()
+    target, arrival = destination.listen()
+    migration = source.vm.migrate(target)
+    wait_until(lambda: migration.status == "pre-switchover", what="pre-switchover")
+    return migration, arrival
+
+
 def test_cancel_during_the_pause_before_switchover():
     with pair(size=SIZE) as (source, destination):
-        source.vm.set_capabilities(pause_before_switchover=True)
-        source.vm.start()
-        target, arrival = destination.listen()
-        migration = source.vm.migrate(target)
-        wait_until(lambda: migration.status == "pre-switchover", what="pre-switchover")
+        migration, arrival = pause_before_switchover(source, destination)
         cancelled(migration)
         arrival.ended(20)
         assert source.vm.run_state == "running"
@@ -171,11 +177,7 @@ def test_cancel_during_the_pause_before_switchover():
 
 def test_a_stop_in_the_pause_before_switchover_outlives_a_cancel():
     with pair(size=SIZE) as (source, destination):
-        source.vm.set_capabilities(pause_before_switchover=True)
-        source.vm.start()
-        target, arrival = destination.listen()
-        migration = source.vm.migrate(target)
-        wait_until(lambda: migration.status == "pre-switchover", what="pre-switchover")
+        migration, arrival = pause_before_switchover(source, destination)
         source.vm.stop()
         cancelled(migration)
         arrival.ended(20)

@@ -17,8 +17,9 @@ from qmig_e2k.monitor.schema import (
     Kind,
     Struct,
 )
+from qmig_e2k.savevm.globalstate import RUN_STATES
 
-__all__ = ["CORE", "EVENTS", "JOB", "MIGRATION", "RUN_STATES", "STATUSES", "CoreCommand"]
+__all__ = ["CORE", "EVENTS", "JOB", "MIGRATION", "STATUSES", "CoreCommand"]
 
 STATUSES = (
     "none",
@@ -37,26 +38,6 @@ STATUSES = (
     "wait-unplug",
 )
 """Names of the migration statuses, in the order of QEMU 7.2."""
-
-RUN_STATES = (
-    "debug",
-    "inmigrate",
-    "internal-error",
-    "io-error",
-    "paused",
-    "postmigrate",
-    "prelaunch",
-    "finish-migrate",
-    "restore-vm",
-    "running",
-    "save-vm",
-    "shutdown",
-    "suspended",
-    "watchdog",
-    "guest-panicked",
-    "colo",
-)
-"""Names of the run states, in QEMU's order."""
 
 _RAM = Struct(
     {

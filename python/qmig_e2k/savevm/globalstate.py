@@ -9,27 +9,25 @@ from qmig_e2k.vmstate import VMStateDescription, buffer, uint8, uint32
 if TYPE_CHECKING:
     from qmig_e2k.savevm.profile import Profile
 
-RUN_STATES = frozenset(
-    [
-        "debug",
-        "inmigrate",
-        "internal-error",
-        "io-error",
-        "paused",
-        "postmigrate",
-        "prelaunch",
-        "finish-migrate",
-        "restore-vm",
-        "running",
-        "save-vm",
-        "shutdown",
-        "suspended",
-        "watchdog",
-        "guest-panicked",
-        "colo",
-    ]
+RUN_STATES = (
+    "debug",
+    "inmigrate",
+    "internal-error",
+    "io-error",
+    "paused",
+    "postmigrate",
+    "prelaunch",
+    "finish-migrate",
+    "restore-vm",
+    "running",
+    "save-vm",
+    "shutdown",
+    "suspended",
+    "watchdog",
+    "guest-panicked",
+    "colo",
 )
-"""Names that may travel."""
+"""Names of the run states, in QEMU's order: those that may travel."""
 
 
 class GlobalState:
