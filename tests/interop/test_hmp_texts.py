@@ -108,7 +108,6 @@ def test_migration_and_status_are_printed_alike(qemu, serve, outcome):
         "info status # x",
         "info registers",
         "info registers -a",
-        "info mtree",
         "info name",
         "info uuid",
         " info   status",
@@ -119,6 +118,13 @@ def test_migration_and_status_are_printed_alike(qemu, serve, outcome):
 def test_lines_that_change_nothing_are_answered_alike(qemus_and_ours, line):
     theirs, ours = qemus_and_ours
     assert text(ours, line) == text(theirs, line)
+
+
+def test_the_memory_is_printed_alike(qemus_and_ours):
+    # QEMU's address spaces come out of a hash of pointers: their order changes from run to run
+    theirs, ours = (text(peer, "info mtree").split("\r\n\r\n") for peer in qemus_and_ours)
+    assert len(ours) > 1
+    assert sorted(ours) == sorted(theirs)
 
 
 @pytest.mark.parametrize(
