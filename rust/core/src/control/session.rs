@@ -18,13 +18,15 @@
 //! sides. The status becomes final in `finish` only (or by an explicit change to `completed`), which the owner calls when the
 //! machine is where it belongs: who sees a final status may act at once.
 
+mod times;
+
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
+use self::times::Times;
 use super::counters::Counters;
 use super::deadline::Deadline;
 use super::hub::Hub;
@@ -43,16 +45,6 @@ pub enum Ownership {
     Committed,
     /// The source for good: this migration can give nothing away any more.
     Withdrawn,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Times {
-    start: Instant,
-    setup_start: Instant,
-    setup: Option<Duration>,
-    stopped: Option<Instant>,
-    handed_over: Option<Instant>,
-    end: Option<Instant>,
 }
 
 /// Where to connect for a recovery.
@@ -98,7 +90,6 @@ pub struct Session {
 impl Session {
     /// A new attempt in status `setup`, of which the machine `stays` here if it is a snapshot. Fails with `io` when no descriptor is left.
     pub(super) fn new(hub: Arc<Hub>, stays: bool) -> Result<Self> {
-        let now = Instant::now();
         let (cancel, hurry) = (Cancel::new()?, Cancel::new()?);
         let too = hurry.clone();
         let session = Self {
@@ -113,7 +104,7 @@ impl Session {
             finished: AtomicBool::new(false),
             stays,
             error: Mutex::new(None),
-            times: Mutex::new(Times { start: now, setup_start: now, setup: None, stopped: None, handed_over: None, end: None }),
+            times: Mutex::new(Times::begin()),
             dirty_log: Mutex::new(None),
             postcopy_wanted: AtomicBool::new(false),
             switchover_wanted: AtomicBool::new(false),
@@ -368,27 +359,6 @@ impl Session {
         given
     }
 
-    /// The connection stands: the setup stage is timed from here.
-    pub fn mark_setup_start(&self) {
-        self.lock_times().setup_start = Instant::now();
-    }
-
-    /// The setup stage has been written.
-    pub fn mark_setup_end(&self) {
-        let mut times = self.lock_times();
-        times.setup = Some(times.setup_start.elapsed());
-    }
-
-    /// The machine is about to be stopped for the switchover: downtime counts from here.
-    pub fn mark_stopped(&self) {
-        self.lock_times().stopped = Some(Instant::now());
-    }
-
-    /// Postcopy: the machine has just been handed over, so the downtime ends here.
-    pub fn mark_handed_over(&self) {
-        self.lock_times().handed_over = Some(Instant::now());
-    }
-
     /// Which dirty log the blocks use: `wp-async` or `explicit`.
     pub fn set_dirty_log(&self, kind: &'static str) {
         *self.dirty_log.lock().unwrap_or_else(PoisonError::into_inner) = Some(kind);
@@ -410,79 +380,7 @@ impl Session {
         })
     }
 
-    fn freeze(&self, status: Status) {
-        let mut times = self.lock_times();
-        let end = Instant::now();
-        times.end = Some(end);
-        if status == Status::Completed {
-            let flowing = (end - times.start).saturating_sub(times.setup.unwrap_or_default());
-            let seconds = flowing.as_secs_f64().max(0.001);
-            #[allow(clippy::cast_precision_loss)] // a rate for people
-            self.counters.mbps.set(self.counters.transferred.get() as f64 * 8.0 / seconds / 1e6);
-        }
-    }
-
-    /// The source's part of query-migrate (control-plane 4.3, 7.2).
-    pub(super) fn query(&self, into: &mut Map<String, Value>) {
-        let status = self.status();
-        if status == Status::None {
-            return;
-        }
-        into.insert("status".into(), status.name().into());
-        let error = match status {
-            Status::Failed => self.error(),
-            Status::Cancelled => self.deadline_reason(),
-            Status::PostcopyPaused | Status::PostcopyRecover => self.link_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            _ => None,
-        };
-        if let Some(error) = error {
-            into.insert("error-desc".into(), error.to_string().into());
-        }
-        if matches!(status, Status::Setup | Status::Cancelled | Status::Failed | Status::WaitUnplug | Status::Colo) {
-            return;
-        }
-        let times = *self.lock_times();
-        let total = times.end.unwrap_or_else(Instant::now) - times.start;
-        into.insert("total-time".into(), millis(total));
-        match (status, times.end) {
-            (Status::Completed, Some(end)) => {
-                let running = times.handed_over.unwrap_or(end);
-                into.insert("downtime".into(), millis(times.stopped.map_or(Duration::ZERO, |stop| running - stop)));
-            }
-            _ => {
-                into.insert("expected-downtime".into(), self.counters.expected_downtime.get().into());
-            }
-        }
-        into.insert("setup-time".into(), millis(times.setup.unwrap_or_default()));
-        into.insert("ram".into(), self.counters.to_json(status == Status::Completed));
-        if self.hub.capability("xbzrle") {
-            into.insert("xbzrle-cache".into(), self.counters.xbzrle.to_json(self.hub.parameters().xbzrle_cache_size));
-        }
-        if self.hub.capability("compress") {
-            into.insert("compression".into(), self.counters.compression.to_json());
-        }
-        if self.throttle() > 0 && !status.in_postcopy() {
-            into.insert("cpu-throttle-percentage".into(), self.throttle().into());
-        }
-        if let Some(kind) = *self.dirty_log.lock().unwrap_or_else(PoisonError::into_inner) {
-            into.insert("x-dirty-log".into(), kind.into());
-        }
-    }
-
     fn lock_error(&self) -> MutexGuard<'_, Option<Error>> {
         self.error.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// When the time of `total-time` began.
-    pub(super) fn began(&self) -> Instant {
-        self.lock_times().start
-    }
-
-    fn lock_times(&self) -> MutexGuard<'_, Times> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn millis(time: Duration) -> Value {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).into()
 }
