@@ -1,7 +1,7 @@
 //! The configuration element (spec/stream 1.3): which machine this is. Parsing only; who loads it compares.
 
 use super::consts::{PAGE_BITS, SUBSECTION};
-use super::decoder::Accept;
+use super::elements::Accept;
 use super::input::{ByteSource, Input};
 use super::limits::{CAPABILITIES_MAX, MACHINE_NAME_MAX};
 use crate::{Error, ErrorKind, Result};

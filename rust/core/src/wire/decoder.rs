@@ -3,55 +3,23 @@
 //!
 //! Offsets in errors: the first byte of the refused element, or of the field inside it that is wrong or could not be completed.
 
-use std::collections::HashMap;
+mod sections;
 
-use bitflags::bitflags;
+use std::collections::HashMap;
 
 use super::command::Command;
 use super::configuration::Configuration;
 use super::consts::{
-    COMMAND, CONFIGURATION, DESCRIPTION, EOF, FILE_MAGIC, FILE_VERSION, FILE_VERSION_OBSOLETE, FOOTER, MULTIFD_MAGIC, RAM_IDSTR,
-    RAM_VERSION, SECTION_END, SECTION_FULL, SECTION_PART, SECTION_START, SUBSECTION,
+    COMMAND, CONFIGURATION, DESCRIPTION, EOF, FILE_MAGIC, FILE_VERSION, FILE_VERSION_OBSOLETE, FOOTER, MULTIFD_MAGIC, SECTION_END,
+    SECTION_FULL, SECTION_PART, SECTION_START, SUBSECTION,
 };
+use super::elements::{Accept, DecoderOptions, Description, Event, SectionHeader, SectionKind};
 use super::input::{ByteSource, Input, NoSource, PayloadSource};
-use super::limits::{DESCRIPTION_KEPT, SECTIONS_MAX};
-use super::ram::{PageCounts, RamState};
+use super::limits::DESCRIPTION_KEPT;
+use super::page_channel::AnnouncedBlocks;
+use super::ram::RamState;
 use super::sink::PageSink;
 use crate::{Error, ErrorKind, Result};
-
-/// What the machine at this end expects in a stream; the other end must agree, since a stream does not say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DecoderOptions {
-    /// A configuration follows the file header.
-    pub configuration: bool,
-    /// Sections have footers.
-    pub footers: bool,
-    /// A description may follow the end: wait for one more byte there (spec/stream 1.4).
-    pub description: bool,
-}
-
-impl Default for DecoderOptions {
-    fn default() -> Self {
-        Self { configuration: true, footers: true, description: true }
-    }
-}
-
-bitflags! {
-    /// What a decoder takes beyond plain precopy. The source does it only if it was asked to, so nothing is taken unasked.
-    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-    pub struct Accept: u8 {
-        /// Pages as differences.
-        const XBZRLE = 1;
-        /// Pages compressed one by one.
-        const COMPRESS = 1 << 1;
-        /// Pages on other channels; the main one has marks at which all must have been read up to.
-        const MULTIFD = 1 << 2;
-        /// Pages at fixed places of a file.
-        const MAPPED_RAM = 1 << 3;
-        /// Blocks with their guest addresses, some without pages.
-        const IGNORE_SHARED = 1 << 4;
-    }
-}
 
 /// Whether an optional element is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,109 +34,6 @@ impl From<bool> for Presence {
     fn from(there: bool) -> Self {
         if there { Self::Yes } else { Self::No }
     }
-}
-
-/// The four kinds of section.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SectionKind {
-    /// First of a live handler.
-    Start,
-    /// One more of a live handler.
-    Part,
-    /// Last of a live handler.
-    End,
-    /// All of a handler at once.
-    Full,
-}
-
-impl SectionKind {
-    /// The word for it: `start`, `part`, `end`, `full`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::Part => "part",
-            Self::End => "end",
-            Self::Full => "full",
-        }
-    }
-}
-
-/// Header of a section; PART and END repeat what their START said.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SectionHeader {
-    /// Which kind this one is.
-    pub kind: SectionKind,
-    /// The writer's number for the handler.
-    pub id: u32,
-    /// Name of the handler, 1 to 255 bytes.
-    pub idstr: Vec<u8>,
-    /// Which of several handlers of that name.
-    pub instance: u32,
-    /// Version of the payload.
-    pub version: u32,
-    /// Stream offset of the type byte.
-    pub offset: u64,
-}
-
-impl SectionHeader {
-    /// Where errors of this section are: `idstr/instance`, and just `ram` for RAM.
-    pub fn path(&self) -> String {
-        let name = self.idstr.escape_ascii();
-        if self.is_ram() { name.to_string() } else { format!("{name}/{}", self.instance) }
-    }
-
-    fn is_ram(&self) -> bool {
-        self.idstr == RAM_IDSTR && self.instance == 0
-    }
-}
-
-/// What [`Decoder::next`] found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The configuration.
-    Configuration {
-        /// Stream offset of the type byte.
-        offset: u64,
-        /// Concrete machine type.
-        machine: Vec<u8>,
-        /// log2 of the target page, where it was sent.
-        page_bits: Option<u32>,
-        /// Validated capabilities that are on.
-        capabilities: Vec<String>,
-        /// Identity of the machine.
-        uuid: Option<[u8; 16]>,
-    },
-    /// Header of a section: consume the payload through [`Decoder::input`], then call [`Decoder::section_done`].
-    Section(SectionHeader),
-    /// A whole section of RAM, already in the sink.
-    RamSection {
-        /// Its header.
-        header: SectionHeader,
-        /// Pages it brought.
-        pages: PageCounts,
-    },
-    /// A command and the stream offset of its type byte. After PACKAGED its bytes are next in [`Decoder::input`].
-    Command(Command, u64),
-    /// The end: everything has been received.
-    End {
-        /// Stream offset of the type byte.
-        offset: u64,
-    },
-    /// The description (offline decoders only; others drop it).
-    Description(Description),
-    /// Nothing more is read from this stream.
-    Finished,
-}
-
-/// The description of the devices.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Description {
-    /// Stream offset of the type byte.
-    pub offset: u64,
-    /// Bytes of text announced.
-    pub length: u32,
-    /// The text; only its first 64 MiB (`DESCRIPTION_KEPT`).
-    pub text: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -459,118 +324,6 @@ impl<S: ByteSource> Decoder<S> {
         }
     }
 
-    /// START or FULL: a header that names its handler.
-    fn announcement(&mut self, kind: SectionKind, offset: u64, sink: &mut dyn PageSink) -> Result<Event> {
-        let id = self.input.be32()?;
-        let at = self.input.offset();
-        let idstr = self.input.cstr8()?.to_vec();
-        if idstr.is_empty() {
-            return Err(Error::new(ErrorKind::UnknownSection, "a section without a name").at(at));
-        }
-        let instance = self.input.be32()?;
-        let at = self.input.offset();
-        let version = self.input.be32()?;
-        let header = SectionHeader { kind, id, idstr, instance, version, offset };
-        self.announce(&header).map_err(|e| e.at(offset).within(&header.path()))?;
-        if !header.is_ram() {
-            self.state = State::Payload(header.clone());
-            return Ok(Event::Section(header));
-        }
-        if version != RAM_VERSION {
-            let text = format!("RAM section of version {version}; {RAM_VERSION} is the only one");
-            return Err(Error::new(ErrorKind::BadVersion, text).at(at).within("ram"));
-        }
-        self.ram_section(header, sink)
-    }
-
-    fn announce(&mut self, header: &SectionHeader) -> Result<()> {
-        let start = header.kind == SectionKind::Start;
-        if !start && header.is_ram() {
-            return Err(Error::new(ErrorKind::UnknownSection, "RAM is a live section and cannot come as FULL"));
-        }
-        let same_handler = |other: &SectionHeader| other.idstr == header.idstr && other.instance == header.instance;
-        // A FULL may come again (7.2 sends some devices twice); a live section starts once, and an id means one handler.
-        let clash = self.announced.get(&header.id).is_some_and(|other| start || other.kind != header.kind || !same_handler(other))
-            || start && self.announced.values().any(|other| other.kind == SectionKind::Start && same_handler(other));
-        if clash {
-            let text = format!(
-                "section {} is announced again (id {:#x}); each live section starts once and each id stands for one handler",
-                header.path(),
-                header.id
-            );
-            return Err(Error::new(ErrorKind::DuplicateSection, text));
-        }
-        if self.announced.len() == SECTIONS_MAX {
-            return Err(Error::new(ErrorKind::LimitExceeded, format!("more than {SECTIONS_MAX} sections (SECTIONS_MAX)")));
-        }
-        self.announced.insert(header.id, header.clone());
-        Ok(())
-    }
-
-    /// PART or END: refers to a START by its id.
-    fn continuation(&mut self, kind: SectionKind, offset: u64, sink: &mut dyn PageSink) -> Result<Event> {
-        let id = self.input.be32()?;
-        match self.announced.get(&id) {
-            Some(start) if start.kind == SectionKind::Start => {
-                let header = SectionHeader { kind, offset, ..start.clone() };
-                if header.is_ram() {
-                    return self.ram_section(header, sink);
-                }
-                if self.part == Part::Listening {
-                    let text = "a part of a device after POSTCOPY_LISTEN, where only the rest of RAM may come";
-                    return Err(Error::new(ErrorKind::UnknownElement, text).at(offset).within(&header.path()));
-                }
-                self.state = State::Payload(header.clone());
-                Ok(Event::Section(header))
-            }
-            Some(full) => {
-                let text = format!("section {} came as FULL and cannot go on with {}", full.path(), kind.name().to_uppercase());
-                Err(Error::new(ErrorKind::UnknownSection, text).at(offset).within(&full.path()))
-            }
-            None => {
-                let text = format!("{} of section id {id:#x}, which no START has announced", kind.name().to_uppercase());
-                Err(Error::new(ErrorKind::UnknownSection, text).at(offset))
-            }
-        }
-    }
-
-    fn ram_section(&mut self, header: SectionHeader, sink: &mut dyn PageSink) -> Result<Event> {
-        if self.part == Part::Package {
-            return Err(Error::new(ErrorKind::UnknownElement, "RAM inside a package").at(header.offset).within("ram"));
-        }
-        let first = header.kind == SectionKind::Start;
-        let pages = self.ram.payload(&mut self.input, first, sink).map_err(|e| e.within("ram"))?;
-        self.footer(&header)?;
-        Ok(Event::RamSection { header, pages })
-    }
-
-    fn footer(&mut self, header: &SectionHeader) -> Result<()> {
-        if self.footers == Presence::Detect {
-            let id = header.id.to_be_bytes();
-            let there = *self.input.peek(1)? == [FOOTER] && self.input.peek(5)?.get(1..) == Some(&id);
-            self.footers = there.into();
-        }
-        if self.footers == Presence::No {
-            return Ok(());
-        }
-        self.read_footer(header.id).map_err(|e| e.within(&header.path()))
-    }
-
-    fn read_footer(&mut self, id: u32) -> Result<()> {
-        let at = self.input.offset();
-        let mark = self.input.u8()?;
-        if mark != FOOTER {
-            let text = format!(
-                "byte {mark:#04x} where the section's footer must stand: the payload has another length than its handler read, or footers are off at the source"
-            );
-            return Err(Error::new(ErrorKind::BadFooter, text).at(at));
-        }
-        match self.input.be32()? {
-            found if found == id => Ok(()),
-            found => Err(Error::new(ErrorKind::BadFooter, format!("footer of section id {found:#x} after a section of id {id:#x}")).at(at)),
-        }
-    }
-
     /// One more byte is mandatory, unless the stream ends; only a description's type byte makes more so.
     fn read_description(&mut self) -> Result<Option<Description>> {
         let offset = self.input.offset();
@@ -591,34 +344,6 @@ impl<S: ByteSource> Decoder<S> {
             State::Payload(_) => Ok(()),
             _ => Err(Error::new(ErrorKind::InvalidState, "the payload that this reader was for is over")),
         }
-    }
-}
-
-/// The block list of a stream.
-#[derive(Debug, Clone)]
-pub struct AnnouncedBlocks(RamState);
-
-impl AnnouncedBlocks {
-    /// A channel of page records for these blocks; each starts with no block named.
-    pub fn channel<S: ByteSource>(&self, source: S) -> PageChannel<S> {
-        PageChannel { input: Input::with_capacity(source, PAGE_CHANNEL_BUFFER), ram: self.0.clone() }
-    }
-}
-
-/// Bytes that are read ahead on a channel whose pages are waited for: a few of them.
-const PAGE_CHANNEL_BUFFER: usize = 64 << 10;
-
-/// A channel that has page records and nothing else (spec/stream 9.9).
-#[derive(Debug)]
-pub struct PageChannel<S> {
-    input: Input<S>,
-    ram: RamState,
-}
-
-impl<S: ByteSource> PageChannel<S> {
-    /// Reads up to and with the EOS that ends the channel. A channel that ends without one fails as `truncated`.
-    pub fn run(&mut self, sink: &mut dyn PageSink) -> Result<PageCounts> {
-        self.ram.payload(&mut self.input, false, sink).map_err(|e| e.within("preempt"))
     }
 }
 

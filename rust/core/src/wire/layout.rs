@@ -2,7 +2,7 @@
 //! `none` and of the public qemu-system-e2k. Nothing is interpreted, only passed over.
 
 use super::configuration::subsection;
-use super::decoder::SectionHeader;
+use super::elements::SectionHeader;
 use super::input::{ByteSource, Input};
 use crate::{Error, ErrorKind, Result};
 

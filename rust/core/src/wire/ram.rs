@@ -7,7 +7,7 @@ use super::consts::{
     PAGE_BYTES, PAGE_SIZE, RAM_COMPRESS_PAGE, RAM_CONTINUE, RAM_EOS, RAM_FLAGS, RAM_HOOK, RAM_MEM_SIZE, RAM_MULTIFD_FLUSH, RAM_PAGE,
     RAM_XBZRLE, RAM_ZERO, XBZRLE_ENCODING,
 };
-use super::decoder::Accept;
+use super::elements::Accept;
 use super::input::{ByteSource, Input};
 use super::limits::{COMPRESSED_PAGE_MAX, RAM_BLOCKS_MAX};
 use super::sink::{BlockEntry, CodedPage, MappedRam, PageSink};
