@@ -15,73 +15,30 @@
 //! could be sent or written to a disk by whoever waits for it, so its threads wait on, until the process ends or `let_go`. Nothing here
 //! ever needs Python.
 
+mod recovery;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::back::{Asking, Back};
+use super::back::Back;
+use super::connection::{Connection, never_ran};
+use super::deadlines::Deadlines;
 use super::late::Late;
-use super::main::{LINGER, Main, Source, drain};
+use super::main::{LINGER, Main, drain};
 use super::placing::{Came, Placing};
-use super::second::{Reading, Second};
+use super::second::Second;
 use super::silence::Silence;
-use crate::channel::{Cancel, Channel, Listener};
+use crate::channel::Listener;
 use crate::control::{Control, Links, Status, Witness};
 use crate::postcopy::{Faults, Requests};
 use crate::repeats::Repeats;
 use crate::wire::{AnnouncedBlocks, Command, Event, ReturnMessage};
 use crate::{Error, ErrorKind, Result};
 
-/// SHUT: the machine was not run here and never will be. Our own extension; to QEMU it is a failure like any other.
-pub const NEVER_RAN: u32 = 2;
 /// What the kernel keeps of a stream from this machine, unread: a page that is waited for stands behind it.
 const UNREAD: usize = 64 << 10;
-
-/// How long the source may take.
-#[derive(Debug, Clone, Copy)]
-pub struct Deadlines {
-    /// From the first connection of several to the last.
-    pub connect: Duration,
-    /// For the machine's device state, with the pages that it touches while it is loaded: nobody runs the machine meanwhile.
-    pub load: Duration,
-    /// For each step of a recovery.
-    pub recover: Duration,
-    /// For the last requested pages after the end of everything else.
-    pub drain: Duration,
-    /// For the next byte, while requested pages are outstanding, a host page has come in part, or the main channel waits for another.
-    pub stall: Duration,
-}
-
-impl Deadlines {
-    /// What holds unless somebody says otherwise. A source waits for the last word longer than `load` and `drain` together.
-    pub const DEFAULT: Self = Self {
-        connect: Duration::from_secs(30),
-        load: Duration::from_secs(60),
-        recover: Duration::from_secs(30),
-        drain: Duration::from_secs(30),
-        stall: Duration::from_secs(60),
-    };
-}
-
-impl Default for Deadlines {
-    fn default() -> Self {
-        Self::DEFAULT
-    }
-}
-
-/// One connection: what was opened together and is cut together.
-#[derive(Debug)]
-pub struct Connection {
-    /// The way back.
-    pub back: Arc<Back>,
-    /// Ends all of it.
-    pub link: Cancel,
-    /// The channel for requested pages, if there may be one.
-    pub second: Option<Second>,
-    /// Keeps the address, and turns strangers away.
-    pub listener: Option<Arc<Listener>>,
-}
 
 /// Who may still end what, and what has been.
 #[derive(Debug, Default)]
@@ -346,34 +303,6 @@ impl Listening {
         drop(self.faults().take());
     }
 
-    /// The fault thread, if none is alive.
-    fn watch(self: &Arc<Self>) -> Result<()> {
-        let mut faults = self.faults();
-        if faults.is_some() && self.blind().is_none() {
-            return Ok(());
-        }
-        *faults = None;
-        *self.blind() = None;
-        let this = Arc::downgrade(self);
-        let failed = move |error| {
-            if let Some(this) = this.upgrade() {
-                this.went_blind(error);
-            }
-        };
-        *faults = Some(Faults::start(Arc::clone(&self.requests), failed)?);
-        Ok(())
-    }
-
-    /// The fault thread has died of `error`: the end of a machine that does not run yet, and for one that runs the reason of a pause,
-    /// whose end brings another thread.
-    fn went_blind(&self, error: Error) {
-        tracing::error!(%error, "nobody notices who waits for a page");
-        *self.blind() = Some(error.clone());
-        if !self.abort(error) {
-            self.links.cut();
-        }
-    }
-
     fn faults(&self) -> MutexGuard<'_, Option<Faults>> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -491,82 +420,6 @@ impl Listening {
         }
         drain(main);
     }
-
-    /// Pauses, and waits for the next connection.
-    fn reconnect(self: &Arc<Self>, error: Error, main: &mut Main) -> Result<Connection> {
-        self.lock().back = None;
-        if !self.control.pause_incoming(error.clone()) {
-            return Err(error);
-        }
-        loop {
-            let accept = |listener: Arc<Listener>, link: &Cancel| {
-                let preempt = self.control.capability(super::PREEMPT) && listener.is_socket();
-                let channel = if preempt { listener.accept_first(link) } else { listener.accept(link) }?;
-                Ok((channel, listener, link.clone(), preempt))
-            };
-            let refused = |error| self.control.note_incoming_error(error);
-            let (channel, listener, link, preempt) = self.links.wait(accept, refused)?;
-            match self.connect(channel, listener, &link, preempt, main) {
-                Ok(connection) => return Ok(connection),
-                Err(error) => {
-                    link.set();
-                    refused(error);
-                }
-            }
-        }
-    }
-
-    fn connect(
-        self: &Arc<Self>,
-        channel: Channel,
-        listener: Arc<Listener>,
-        link: &Cancel,
-        preempt: bool,
-        main: &mut Main,
-    ) -> Result<Connection> {
-        let (Some(reader), Some(writer)) = channel.split() else {
-            return Err(Error::new(ErrorKind::BadUri, "a recovery needs a connection with a way back"));
-        };
-        self.watch()?;
-        let second = if preempt { Some(Second::expect(Arc::clone(&listener), link)?) } else { None };
-        let back = Arc::new(Back::new(writer, link.clone()));
-        let connection = Connection { back, link: link.clone(), second, listener: Some(listener) };
-        self.serve(&connection)?;
-        if connection.back.is_local() {
-            reader.bound(UNREAD);
-        }
-        main.replace_source(Source::new(reader, &self.control.received));
-        main.input().source().bear(&self.silence);
-        main.input().source().set_deadline(Instant::now() + self.deadlines.recover);
-        let mut state = self.lock();
-        if let Some(error) = &state.ended {
-            return Err(error.clone());
-        }
-        state.back = Some(Arc::clone(&connection.back));
-        drop(state);
-        self.control.set_incoming_status(Status::PostcopyPaused, Status::PostcopyRecover);
-        Ok(connection)
-    }
-}
-
-impl Listening {
-    /// The second channel, if there is one, has somewhere to put its pages.
-    fn serve(self: &Arc<Self>, connection: &Connection) -> Result<()> {
-        let Some(second) = &connection.second else { return Ok(()) };
-        second.ready(Reading {
-            blocks: self.blocks.clone(),
-            order: Arc::clone(&self.order),
-            requests: Arc::clone(&self.requests),
-            came: Arc::clone(self) as Arc<dyn Came>,
-            silence: Arc::clone(&self.silence),
-        })
-    }
-
-    /// Pages are asked for over this connection, those first that were asked for before.
-    fn ask(&self, connection: &Connection) {
-        let asking = Asking::new(Arc::clone(&connection.back), Arc::clone(self.requests.memory()));
-        self.requests.set_requester(Some(Box::new(asking)));
-    }
 }
 
 impl Came for Listening {
@@ -576,38 +429,4 @@ impl Came for Listening {
             self.changed.notify_all();
         }
     }
-}
-
-impl Connection {
-    /// Cuts it; nobody uses any of it when this returns.
-    fn close(self, requests: &Requests) {
-        self.link.set();
-        requests.set_requester(None);
-        if let Some(second) = &self.second {
-            second.join();
-        }
-        // The next connection may come to the same address.
-        drop(self.listener);
-    }
-
-    /// What really broke it, if `error` is what was noticed.
-    fn reason(&self, error: Error) -> Error {
-        let cut = error.kind == ErrorKind::Cancelled;
-        match self.second.as_ref().and_then(Second::failure) {
-            Some(theirs) if cut => theirs,
-            _ if cut && self.back.failed() => {
-                Error::new(ErrorKind::Timeout, "the source does not take page requests").within("return-path")
-            }
-            _ if cut => Error::new(ErrorKind::Cancelled, "the connection was ended on request (migrate-pause)"),
-            _ => error,
-        }
-    }
-}
-
-/// Tells a source that has given the machine away that it may have it back.
-fn never_ran(back: &Back) {
-    if let Err(error) = back.say(&ReturnMessage::Shut(NEVER_RAN)) {
-        tracing::warn!(%error, "the source could not be told that the machine never ran here");
-    }
-    back.end();
 }

@@ -7,6 +7,8 @@
 
 mod accept;
 mod back;
+mod connection;
+mod deadlines;
 mod feed;
 mod inflating;
 mod late;
@@ -37,10 +39,11 @@ use crate::wire::{Command, DecoderOptions, Event, PayloadSource, ReturnMessage, 
 use crate::{Error, ErrorKind, Result};
 
 use back::{Back, PATIENCE, no_way_back};
-pub use listening::Deadlines;
+pub use deadlines::Deadlines;
 
+use connection::{Connection, NEVER_RAN};
 use feed::Feed;
-use listening::{Connection, Listening, NEVER_RAN};
+use listening::Listening;
 use main::drain;
 use multifd::FanIn;
 use postcopy::{Postcopy, Progress};

@@ -13,7 +13,7 @@ use crate::ram::TARGET_PAGE;
 use crate::wire::{Advise, Command};
 use crate::{Error, ErrorKind, Result};
 
-use super::listening::Deadlines;
+use super::deadlines::Deadlines;
 use super::ram_loader::RamLoader;
 
 /// Where postcopy stands.
