@@ -1,8 +1,14 @@
 //! One outgoing migration from the channel to the destination's last word. Called from one thread; cancelled through its session.
 
+mod ending;
+mod rates;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(super) use self::ending::still_written;
+use self::rates::Rates;
+pub(super) use self::rates::{per_ms, per_second, to_f64, whole};
 use super::convergence::{Convergence, Round, Verdict};
 use super::multifd::{self, Multifd};
 use super::postcopy::{self, Plan};
@@ -31,12 +37,6 @@ const WORD_DEADLINE: Duration = Deadlines::DEFAULT.load.saturating_add(Deadlines
 const STALL_DEADLINE: Duration = Duration::from_secs(60);
 /// A turn of RAM: how soon parameters, the destination's words, other live handlers and the counters have their turn.
 pub(super) const TURN: Duration = Duration::from_millis(50);
-/// How often the dirty rate is evaluated at most.
-const RATE_PERIOD: Duration = Duration::from_secs(1);
-/// A window that carried fewer bytes says nothing about the rate (spec/control-plane 3.3).
-const LEAST_FOR_ESTIMATE: u64 = 10_000;
-/// Chances for a writer that has not noticed the stop.
-const LATE_PASSES: u32 = 1;
 
 /// What the writer emits (contract section 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,30 +116,6 @@ pub struct Outgoing {
     rates: Rates,
 }
 
-/// What the last evaluation of rates saw (spec/control-plane 4.1).
-#[derive(Debug)]
-struct Rates {
-    evaluated: Instant,
-    dirtied: u64,
-    pages_sent: u64,
-    bytes_per_ms: f64,
-    /// Bytes dirty at the last sync.
-    dirty_bytes: u64,
-    /// Bytes sent up to the last window.
-    sent: u64,
-    /// When the present round began, and what `RamSaver::offered` and `Stream::sent` were then.
-    round: (Instant, u64, u64),
-    /// The last round, where it is to be gone by.
-    last_round: Option<Round>,
-}
-
-impl Rates {
-    /// No faster than this over a whole round.
-    fn steady(&mut self, bytes_per_ms: f64) {
-        self.bytes_per_ms = if self.bytes_per_ms > 0.0 { self.bytes_per_ms.min(bytes_per_ms) } else { bytes_per_ms };
-    }
-}
-
 impl Outgoing {
     /// A migration of `blocks` for the session that `control` has begun.
     pub fn new(control: Arc<Control>, blocks: Vec<Arc<Block>>, options: Options) -> Result<Self> {
@@ -170,16 +146,7 @@ impl Outgoing {
             stall_deadline: STALL_DEADLINE,
             longest_period: LONGEST_PERIOD,
             precopy_bytes: None,
-            rates: Rates {
-                evaluated: Instant::now(),
-                dirtied: 0,
-                pages_sent: 0,
-                bytes_per_ms: 0.0,
-                dirty_bytes: 0,
-                sent: 0,
-                round: (Instant::now(), 0, 0),
-                last_round: None,
-            },
+            rates: Rates::new(),
         })
     }
 
@@ -371,45 +338,6 @@ impl Outgoing {
         self.flush()
     }
 
-    /// The machine is stopped: the last pass, `full`, the fence, the commit, `tail` and the destination's last word.
-    pub fn finish(&mut self, ends: &[Option<&[u8]>], full: &[u8], tail: &[u8]) -> Result<()> {
-        self.check()?;
-        let begun = self.open_last_pass()?;
-        for end in ends {
-            match end {
-                Some(bytes) => self.put(bytes)?,
-                None => _ = self.ram_pass(SectionKind::End, false, None)?,
-            }
-        }
-        self.put(full)?;
-        self.note(Phase::Pages, begun);
-        let begun = Instant::now();
-        self.fence()?;
-        let done = if self.commits_after_finish { self.end_file(tail) } else { self.end_channel(tail) };
-        self.note(Phase::Switchover, begun);
-        done
-    }
-
-    /// The machine is stopped: no rate limit, the last sync, and what 10.0 says of it. Returns when the last pages' time began.
-    pub(super) fn open_last_pass(&mut self) -> Result<Instant> {
-        let begun = Instant::now();
-        self.parts()?.1.set_bandwidth(0);
-        self.parts()?.0.last_stage();
-        let newly = self.parts()?.0.sync()?;
-        self.synced(newly);
-        self.note(Phase::Sync, begun);
-        let begun = Instant::now();
-        let sent = self.parts()?.1.sent();
-        self.precopy_bytes = Some(sent);
-        self.session.counters.precopy_bytes.set(sent);
-        if self.options.switchover_start {
-            let mut command = Output::new();
-            command.switchover_start();
-            self.put(command.as_slice())?;
-        }
-        Ok(begun)
-    }
-
     /// Close channels, stop dirty logging. Idempotent.
     pub fn close(&mut self) {
         self.session.cancel.set();
@@ -430,66 +358,6 @@ impl Outgoing {
         let sent = self.stream.as_ref().map_or(0, Stream::sent);
         self.session.counters.transferred.set(sent);
         self.session.counters.downtime_bytes.set(sent - self.precopy_bytes.unwrap_or(sent));
-    }
-
-    /// The destination holds everything that was sent, and nothing has changed since.
-    fn fence(&mut self) -> Result<()> {
-        for late in 0..=LATE_PASSES {
-            let deadline = Instant::now() + self.answer_deadline;
-            if self.two_way {
-                let token = self.ping()?;
-                if let Some(back) = &self.back {
-                    back.wait_pong(token, deadline).map_err(|e| self.blame(e))?;
-                }
-            } else {
-                // Nobody answers, but a command that died early is noticed while the machine is still here.
-                self.parts()?.1.drain(deadline).map_err(|e| self.blame(e))?;
-            }
-            let saver = self.parts()?.0;
-            saver.sync()?;
-            if saver.remaining_bytes() == 0 {
-                // The destination may have given up after its answer.
-                return self.check();
-            }
-            if late < LATE_PASSES {
-                self.ram_pass(SectionKind::Part, false, None)?;
-            }
-        }
-        let names = self.parts()?.0.name_dirty(8);
-        Err(still_written(&names))
-    }
-
-    /// A channel with a reader at its end: commit, then EOF. From there on the machine may run there.
-    fn end_channel(&mut self, tail: &[u8]) -> Result<()> {
-        if !self.session.commit() {
-            return Err(self.why_not_committed());
-        }
-        self.after_commit(tail).map_err(|error| {
-            self.session.fail(error);
-            self.why_not_committed()
-        })
-    }
-
-    fn after_commit(&mut self, tail: &[u8]) -> Result<()> {
-        // Nothing can be cancelled any more.
-        let deadline = Instant::now() + self.answer_deadline;
-        self.parts()?.1.set_deadline(deadline);
-        self.put(tail)?;
-        self.parts()?.1.finish()?;
-        let Some(back) = &self.back else { return Ok(()) };
-        match back.wait_shut(deadline)? {
-            Some(0) => Ok(()),
-            Some(status) => Err(Error::new(ErrorKind::ReturnPath, format!("the destination reported failure (status {status})"))),
-            None if self.options.format == Format::V2_9 => Ok(()),
-            None => Err(Error::new(ErrorKind::Closed, "the channel ended before the destination's last word (SHUT)")),
-        }
-    }
-
-    /// A file: nobody runs from it until it is whole, so the commit comes last.
-    fn end_file(&mut self, tail: &[u8]) -> Result<()> {
-        self.put(tail)?;
-        self.parts()?.1.finish()?;
-        if self.session.commit() { Ok(()) } else { Err(self.why_not_committed()) }
     }
 
     pub(super) fn why_not_committed(&self) -> Error {
@@ -524,82 +392,6 @@ impl Outgoing {
             self.put(footer.as_slice())?;
         }
         Ok(done)
-    }
-
-    /// A sync is over: count it, tell clients, and evaluate the dirty rate once a second.
-    pub(super) fn synced(&mut self, newly: u64) {
-        let counters = &self.session.counters;
-        self.rates.dirtied += newly;
-        let elapsed = self.rates.evaluated.elapsed();
-        if elapsed >= RATE_PERIOD {
-            counters.dirty_pages_rate.set(per_second(self.rates.dirtied, elapsed));
-            if self.auto_converge() {
-                let sent = self.stream.as_ref().map_or(0, Stream::sent);
-                self.throttle.judge(self.rates.dirtied * PAGE_SIZE, sent, self.control.parameters().throttle);
-            }
-            self.rates.dirtied = 0;
-            self.rates.evaluated = Instant::now();
-        }
-        self.rates.dirty_bytes = self.saver.as_ref().map_or(0, RamSaver::remaining_bytes);
-        counters.remaining.set(self.rates.dirty_bytes);
-        counters.dirty_sync_count.add(1);
-        let count = counters.dirty_sync_count.get();
-        if let Some(saver) = &mut self.saver {
-            saver.synced(count);
-        }
-        self.session.migration_pass(count);
-    }
-
-    fn auto_converge(&self) -> bool {
-        self.control.capability("auto-converge")
-    }
-
-    /// At the end of a bandwidth window: throughput, pages per second, expected downtime.
-    fn window(&mut self) -> Result<()> {
-        let (saver, stream) = self.parts()?;
-        let pages = saver.pages_sent();
-        let sent = stream.sent();
-        let window = stream.rate().window_elapsed();
-        let counters = &self.session.counters;
-        counters.transferred.set(sent);
-        counters.precopy_bytes.set(sent);
-        let Some((_, elapsed)) = window else { return Ok(()) };
-        // Sent, and not only charged: packets of multifd are on their way for a while.
-        let bytes = sent - std::mem::replace(&mut self.rates.sent, sent);
-        self.rates.bytes_per_ms = per_ms(bytes, elapsed);
-        counters.mbps.set(self.rates.bytes_per_ms * 8.0 / 1000.0);
-        counters.pages_per_second.set(per_second(pages - self.rates.pages_sent, elapsed));
-        self.rates.pages_sent = pages;
-        if counters.dirty_pages_rate.get() > 0 && bytes > LEAST_FOR_ESTIMATE {
-            let speed = self.rates.last_round.map_or(self.rates.bytes_per_ms, |round| per_ms(round.bytes, round.time));
-            counters.expected_downtime.set(whole(to_f64(self.rates.dirty_bytes) / speed));
-        }
-        Ok(())
-    }
-
-    /// Bytes of dirty pages that fit into the downtime limit.
-    fn ceiling(&self) -> u64 {
-        let parameters = self.control.parameters();
-        let bytes_per_ms = if parameters.avail_switchover_bandwidth > 0 {
-            to_f64(parameters.avail_switchover_bandwidth / 1000)
-        } else if self.rates.bytes_per_ms > 0.0 {
-            self.rates.bytes_per_ms
-        } else {
-            // No window is over yet: the average so far.
-            let sent = self.stream.as_ref().map_or(0, Stream::sent);
-            per_ms(sent, self.rates.evaluated.elapsed())
-        };
-        match self.rates.last_round {
-            Some(round) if parameters.avail_switchover_bandwidth == 0 => {
-                round.ceiling(Duration::from_millis(parameters.downtime_limit), bytes_per_ms)
-            }
-            _ => whole(bytes_per_ms * to_f64(parameters.downtime_limit)),
-        }
-    }
-
-    /// Bytes a second of the last window.
-    pub(super) fn bytes_per_second(&self) -> u64 {
-        whole(self.rates.bytes_per_ms * 1000.0)
     }
 
     fn ping(&mut self) -> Result<u32> {
@@ -647,31 +439,6 @@ impl Outgoing {
             _ => Err(not_set_up()),
         }
     }
-}
-
-pub(super) fn still_written(names: &str) -> Error {
-    Error::new(
-        ErrorKind::WriterNotStopped,
-        format!("memory is still being written although the machine is stopped: {names}; stop() must quiesce vCPUs and device threads"),
-    )
-}
-
-pub(super) fn per_ms(bytes: u64, elapsed: Duration) -> f64 {
-    to_f64(bytes) / (elapsed.as_secs_f64() * 1000.0).max(0.001)
-}
-
-pub(super) fn per_second(count: u64, elapsed: Duration) -> u64 {
-    whole(to_f64(count) / elapsed.as_secs_f64().max(1e-6))
-}
-
-#[allow(clippy::cast_precision_loss)] // an estimate
-pub(super) fn to_f64(value: u64) -> f64 {
-    value as f64
-}
-
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates, and is never negative
-pub(super) fn whole(value: f64) -> u64 {
-    value as u64
 }
 
 fn not_set_up() -> Error {
