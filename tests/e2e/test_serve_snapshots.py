@@ -90,6 +90,25 @@ def test_a_guest_goes_back_over_hmp(machine):
     assert steps(later) > 0
 
 
+@pytest.mark.parametrize("kind", ["none", "e2k-qemu"])
+def test_guests_without_registers_of_the_machine_stay_where_they_are(serve, tmp_path, kind):
+    """As the how-to says: only RAM goes back."""
+    peer = serve("-m", "8M", *GUEST[4:], "--snapshot-dir", str(tmp_path / "snapshots"), machine=kind)
+    first = steps(peer)
+    assert hmp(peer, "savevm first") == ""
+
+    def more():
+        peer.command("cont")
+        peer.command("stop")
+        made = steps(peer)
+        return made if made > first else None
+
+    second = wait_until(more, what="more steps")
+    assert hmp(peer, "loadvm first") == ""
+    answer = peer.command("x-verify")
+    assert (answer["steps"], answer["equal"]) == (second, False)
+
+
 def test_jobs(machine):
     peer = machine()
     first = steps(peer)

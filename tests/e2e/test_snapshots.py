@@ -1,12 +1,16 @@
 """Snapshots of machines in this process: what is kept, what comes back, what is refused, and what a failure leaves."""
 
+import os
 import threading
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qmig_e2k import MigrationError, StreamError
+from qmig_e2k import MigrationError, StreamError, Vm
 from qmig_e2k.analyze import analyze
+from qmig_e2k.migration.snapshots import savevm
 from qmig_e2k.savevm import SaveVmHandler
 from qmig_e2k.testing import pair
 from qmig_e2k.vmstate import VMStateDescription, uint8
@@ -385,6 +389,90 @@ def test_an_emulator_that_does_not_obey(sides, failing):
         there.emulator.check()
 
 
+def test_an_emulator_that_neither_saves_nor_starts(sides):
+    class Broken(SaveVmHandler):
+        def save(self, writer):
+            raise ValueError("out of order")
+
+    here, _ = sides
+    here.vm.register(Broken(), name="broken")
+    here.vm.start()
+    here.emulator.failures.add("start")
+    error = refused(here.vm.savevm, "x")
+    assert error.kind == "device-state"
+    assert "snapshot 'x' was not saved: broken/0: out of order; and then the emulator did not start" in str(error)
+    assert (tags(here), here.vm.run_state) == ([], "internal-error")
+
+
+def test_what_is_saved_is_not_called_unsaved(sides, monkeypatch):
+    """Only what follows it fails: the guest does not run on, or the directory is not on disk."""
+    here, there = sides
+    here.vm.start()
+    here.emulator.failures.add("start")
+    assert "snapshot 'x' was saved, but then: the emulator did not start" in str(refused(here.vm.savevm, "x"))
+    here.emulator.failures.clear()
+    there.vm.loadvm("x")
+
+    def fsync(fd):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("qmig_e2k.migration.snapshot_files.os.fsync", fsync)
+    there.vm.start()
+    error = refused(there.vm.savevm, "y")
+    assert error.kind == "io"
+    assert "snapshot 'y' was saved, but then: whether it outlives a crash of the host is not known" in str(error)
+    assert tags(there) == ["x", "y"]
+    runs(there)
+
+
+def test_a_new_directory_is_on_disk_in_its_parent(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(Path(f"/proc/self/fd/{fd}").readlink()), fsync(fd)))
+    for _ in range(2):
+        Vm("none", snapshot_dir=tmp_path / "new").close()
+    assert synced == [tmp_path], "when it is made"
+
+
+def test_a_directory_in_its_place(sides, folder):
+    here, _ = sides
+    (folder / "x.qmig").mkdir()
+    here.vm.start()
+    before = list(here.emulator.log)
+    error = refused(here.vm.savevm, "x")
+    assert error.kind == "io"
+    assert f"{folder}/x.qmig is a directory" in str(error)
+    assert here.emulator.log == before, "looked at before the guest is stopped"
+    assert refused(here.vm.delvm, "x").kind == "io"
+
+
+def test_snapshots_without_a_name_do_not_collide(sides, monkeypatch):
+    """Two machines that begin in the same second, when neither name is taken yet."""
+    here, there = sides
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr("qmig_e2k.migration.snapshots.datetime", Clock)
+    made = []
+
+    class Other(SaveVmHandler):
+        def save(self, writer):
+            if not made:
+                made.append(None)
+                made[0] = savevm(there.vm.machine)
+
+        def load(self, reader, version):
+            pass
+
+    here.vm.register(Other(), name="other")
+    made.append(savevm(here.vm.machine))
+    assert made == ["vm-20260102030405", "vm-20260102030405-2"]
+    assert sorted(tags(here)) == made
+
+
 def test_a_place_that_takes_no_files(sides, folder):
     here, _ = sides
     folder.rmdir()
@@ -452,6 +540,41 @@ def test_half_a_machine_never_runs(sides, folder, running, way_out):
     runs(here)
 
 
+@pytest.mark.parametrize(
+    ("machine", "ram", "kind", "text"),
+    [
+        ("none", "ram", "bad-configuration", "machine none, expected e2k-1.0"),
+        ("e2k", "e2k.other", "unknown-block", "no RAM block 'e2k.other' here"),
+    ],
+)
+def test_a_machine_is_not_given_up_for_the_snapshot_of_another(sides, folder, machine, ram, kind, text):
+    with Vm(machine, snapshot_dir=folder) as other:
+        other.add_ram(ram, SIZE)
+        other.savevm("other")
+    here, _ = sides
+    here.vm.start()
+    runs(here)
+    before = list(here.emulator.log)
+    error = refused(here.vm.loadvm, "other")
+    assert isinstance(error, StreamError)
+    assert error.kind == kind
+    assert text in error.message
+    assert "snapshot 'other' cannot be loaded, and nothing was done" in error.message
+    assert (here.emulator.log, here.vm.run_state) == (before, "running")
+    assert here.vm.check() == []
+    runs(here)
+
+
+def test_a_machine_with_more_ram_is_another(sides, folder):
+    with pair(size=2 * SIZE, snapshot_dir=folder) as (other, _):
+        other.vm.savevm("other")
+    here, _ = sides
+    error = refused(here.vm.loadvm, "other")
+    assert (error.kind, error.path) == ("block-mismatch", "ram/e2k.ram")
+    assert "2097152 bytes there and 1048576 here" in error.message
+    assert here.vm.check() == []
+
+
 @pytest.mark.parametrize("place", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.995])
 def test_a_file_with_a_hole_is_one_clear_error(sides, folder, place):
     """The end is there, and says that it is a snapshot; in the middle something is missing."""
@@ -462,7 +585,7 @@ def test_a_file_with_a_hole_is_one_clear_error(sides, folder, place):
     at = int(len(whole) * place)
     (folder / "hole.qmig").write_bytes(whole[:at] + whole[at + 999 :])
     error = refused(here.vm.loadvm, "hole")
-    assert "snapshot 'hole' could not be loaded" in str(error)
+    assert ("cannot be loaded, and nothing was done" if place == 0 else "could not be loaded") in str(error)
     assert error.kind not in ("device-state", "io"), error
     assert error.offset is not None
     here.vm.loadvm("x")

@@ -52,6 +52,7 @@ def migrate(machine: Machine, uri: str, fd: int | None = None) -> Migration:
         admit(machine)
         machine.check_settings()
         tls.secure(machine, "client")
+        machine.dirty_rates.cut()  # whose dirty log is needed
         machine.control.begin_outgoing()
         try:
             source = _Source(machine, uri)
@@ -82,7 +83,6 @@ def admit(machine: Machine) -> None:
     reasons = machine.blockers.reasons()
     if reasons:
         raise migration_error("blocked", reasons[0])
-    machine.dirty_rates.cut()  # whose dirty log is needed
 
 
 def refuse_busy(machine: Machine) -> None:

@@ -75,7 +75,9 @@ class SnapshotDirectory:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
         with _named(f"the snapshot directory {self.path}"):
-            self.path.mkdir(exist_ok=True)
+            if not self.path.is_dir():
+                self.path.mkdir(exist_ok=True)
+                _sync(self.path.parent)  # or a crash of the host takes it, with all that was saved into it
 
     def list(self) -> list[Snapshot]:
         """All whole snapshots, the oldest first. Raises MigrationError (`io`)."""
@@ -112,19 +114,26 @@ class SnapshotDirectory:
                 self._place(tag).unlink()
             except FileNotFoundError:
                 raise self._missing(tag) from None
-            self._sync()
+            _sync(self.path)
 
     def check(self, tag: str) -> None:
         """Raises MigrationError (`invalid-argument`) if no snapshot can have this name."""
         self._place(tag)
 
-    def draft(self, tag: str, *, replace: bool = True) -> Draft:
-        """A new file, which becomes snapshot `tag` when it is kept, in place of one of that name or not.
+    def draft(self, *tags: str, replace: bool = True) -> Draft:
+        """A new file, which becomes the snapshot of the first of `tags` when it is kept.
+
+        Args:
+            tags: its name, and others to take if there is one of that name already.
+            replace: it takes the place of one that has its name; there is but one name then.
 
         Raises:
-            MigrationError: `io`, `invalid-argument`.
+            MigrationError: `io`, also if something else than a file stands in its place; `invalid-argument`.
         """
-        place = self._place(tag)
+        places = {tag: self._place(tag) for tag in tags}
+        for tag, place in places.items():
+            if place.is_dir():
+                raise migration_error("io", f"snapshot {tag!r} has no place: {place} is a directory; move it away")
         with _named(f"a file in {self.path}"):
             self._clear()
             while True:
@@ -132,7 +141,7 @@ class SnapshotDirectory:
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 if os.fstat(fd).st_nlink:
-                    return Draft(self, fd, path, place, replace=replace)
+                    return Draft(fd, path, places, replace=replace)
                 os.close(fd)  # somebody took it for a dead one's before it was locked
 
     def _clear(self) -> None:
@@ -143,13 +152,6 @@ class SnapshotDirectory:
             with suppress(OSError), _opened(path) as fd:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
-
-    def _sync(self) -> None:
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def _place(self, tag: str) -> Path:
         if not _readable(tag):
@@ -168,30 +170,36 @@ class Draft:
 
     Attributes:
         fd: what to write to, for the `with` block.
+        tag: the snapshot that it has become, from `keep` on, whether or not that succeeds to the end; None before.
     """
 
-    def __init__(self, directory: SnapshotDirectory, fd: int, path: Path, place: Path, *, replace: bool) -> None:
-        self._directory = directory
+    def __init__(self, fd: int, path: Path, places: Mapping[str, Path], *, replace: bool) -> None:
         self.fd = fd
+        self.tag: str | None = None
         self._path = path
-        self._place = place
+        self._places = places
         self._replace = replace
 
-    def keep(self) -> None:
-        """What was written, and is on disk, becomes the snapshot of that name.
+    def keep(self) -> str:
+        """What was written, and is on disk, becomes a snapshot; returns its name.
 
         Raises:
-            MigrationError: `io`; `invalid-argument` if there is one that is not to be replaced.
+            MigrationError: `io`; `invalid-argument` if all names are taken by others that are not to be replaced.
         """
-        with _named(f"the snapshot {self._place}"):
-            if self._replace:
-                self._path.replace(self._place)
-            else:
-                try:
-                    self._place.hardlink_to(self._path)
-                except FileExistsError:
-                    raise migration_error("invalid-argument", "a snapshot of that name already exists") from None
-            self._directory._sync()  # noqa: SLF001  a part of it
+        for tag, place in self._places.items():
+            with _named(f"the snapshot {place}"):
+                if self._replace:
+                    self._path.replace(place)
+                else:
+                    try:
+                        place.hardlink_to(self._path)
+                    except FileExistsError:
+                        continue
+            self.tag = tag
+            with _named(f"whether it outlives a crash of the host is not known: {place.parent}"):
+                _sync(place.parent)
+            return tag
+        raise migration_error("invalid-argument", "a snapshot of that name already exists")
 
     def __enter__(self) -> Self:
         return self
@@ -202,6 +210,15 @@ class Draft:
                 self._path.unlink()
         finally:
             os.close(self.fd)
+
+
+def _sync(directory: Path) -> None:
+    """What was made and renamed in it is on disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _readable(tag: str) -> bool:
