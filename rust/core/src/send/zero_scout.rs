@@ -60,11 +60,14 @@ impl Pieces {
             return false;
         };
         let slot = &self.slots[piece % AHEAD];
+        let first = piece * PIECE;
         let (mut zero, mut left) = (0, slot.wanted.load(Ordering::Relaxed));
+        // Mostly the whole piece is zero, and in one go it is read a tenth faster: each look begins with a cache miss at either end.
+        if left == u64::MAX && self.is_zero(first, PIECE) {
+            (zero, left) = (left, 0);
+        }
         while left != 0 {
-            let page = piece * PIECE + left.trailing_zeros() as usize;
-            // Only pages of the block are wanted; an error would say that this one is to be sent.
-            if self.block.is_zero(page as u64 * PAGE_SIZE, PAGE_BYTES).unwrap_or(false) {
+            if self.is_zero(first + left.trailing_zeros() as usize, 1) {
                 zero |= left & left.wrapping_neg();
             }
             left &= left - 1;
@@ -72,6 +75,11 @@ impl Pieces {
         slot.zero.store(zero, Ordering::Relaxed);
         slot.answered.store(piece + 1, Ordering::Release);
         true
+    }
+
+    /// Only pages of the block are wanted; an error would say that they are to be sent.
+    fn is_zero(&self, page: usize, pages: usize) -> bool {
+        self.block.is_zero(page as u64 * PAGE_SIZE, pages * PAGE_BYTES).unwrap_or(false)
     }
 
     fn scout(&self) {
