@@ -11,6 +11,7 @@ import pytest
 from qmig_e2k import MigrationError, StreamError, Vm
 from qmig_e2k.analyze import analyze
 from qmig_e2k.migration.snapshots import savevm
+from qmig_e2k.monitor import snapshots as snapshot_jobs
 from qmig_e2k.savevm import SaveVmHandler
 from qmig_e2k.testing import pair
 from qmig_e2k.vmstate import VMStateDescription, uint8
@@ -350,6 +351,43 @@ def test_a_cancelled_one_leaves_the_old(sides, slow, folder):
     assert here.vm.run_state == "running"
     assert (folder / "x.qmig").read_bytes() == before
     assert [path.name for path in folder.iterdir()] == ["x.qmig"]
+    here.vm.savevm("x")
+
+
+def job_save(side, tag):
+    snapshot_jobs.save(side.vm.machine, {"job-id": "job", "tag": tag, "vmstate": "x", "devices": ["x"]})
+
+
+def job_ended(side):
+    def over():
+        (job,) = side.vm.machine.jobs.query()
+        return job if job["status"] == "concluded" else None
+
+    return wait_until(over, what="the end of the job")
+
+
+def test_a_cancelled_job(sides, slow, folder):
+    """While it writes."""
+    here, _ = sides
+    here.vm.start()
+    slow.reached.clear()
+    slow.go_on.clear()
+    job_save(here, "x")
+    assert slow.reached.wait(20)
+    here.vm.machine.jobs.cancel("job")
+    slow.go_on.set()
+    assert "snapshot 'x' was not saved: cancelled" in job_ended(here)["error"]
+    assert (here.vm.run_state, list(folder.iterdir())) == ("running", [])
+
+
+def test_a_job_that_is_cancelled_before_it_writes(sides, folder):
+    here, _ = sides
+    with here.vm.machine.lock:  # it is stopped here, between admission and the first byte
+        job_save(here, "x")
+        wait_until(lambda: here.vm.machine.saving)
+        here.vm.machine.jobs.cancel("job")
+    assert "was not saved: cancelled" in job_ended(here)["error"]
+    assert list(folder.iterdir()) == []
     here.vm.savevm("x")
 
 

@@ -13,7 +13,7 @@ from interop.qemu_peer import QemuPeer
 from peer import FINAL, ServePeer
 from qmig_e2k.monitor.client import QmpError
 
-LATER = {"avail-switchover-bandwidth", "zero-page-detection", "error-desc"}
+LATER = {"avail-switchover-bandwidth", "zero-page-detection", "error-desc", "mode"}
 """Members of QEMU 10.0, which keeps the reason of a failure in more cases."""
 NUMBERS = {"mbps", "cache-miss-rate", "encoding-rate", "busy-rate", "compression-rate"}
 KINDS = {bool: "bool", int: "int", float: "number", str: "str", type(None): "null"}
@@ -167,6 +167,8 @@ WRONG = [
     ("snapshot-save", {"job-id": "j", "tag": "t", "vmstate": "d", "devices": "d"}),
     ("snapshot-load", {"job-id": "j", "tag": "t", "devices": ["d"]}),
     ("snapshot-delete", {"job-id": "j", "tag": "t", "vmstate": "d", "devices": ["d"]}),
+    ("job-cancel", {}),
+    ("job-cancel", {"id": "nothing"}),
     ("job-dismiss", {}),
     ("job-dismiss", {"id": "nothing"}),
     ("query-jobs", {"id": "nothing"}),

@@ -112,3 +112,25 @@ def test_the_machine_is_closed(events):
     assert path("b") == ["created", "running", "aborting", "concluded"]
     with pytest.raises(MigrationError, match="the machine is closed"):
         jobs.start("c", "snapshot-save", lambda: None)
+
+
+def test_one_that_waits_for_its_turn_is_cancelled(events):
+    control, path = events
+    jobs = Jobs(control)
+    go_on = threading.Event()
+    done = []
+    jobs.start("a", "snapshot-load", lambda: go_on.wait(60))
+    wait_until(lambda: jobs._jobs["a"].begun)
+    with pytest.raises(MigrationError, match="Job 'a' cannot be cancelled: snapshot-load is not given up half-way"):
+        jobs.cancel("a")
+    jobs.start("b", "snapshot-load", lambda: done.append("b"))
+    jobs.cancel("b")
+    jobs.cancel("b")
+    go_on.set()
+    second, first = ended(jobs)
+    assert ("error" in first, second["error"], done) == (False, "the job was cancelled", [])
+    assert path("b") == ["created", "running", "aborting", "concluded"]
+    for name, text in (("b", "state 'concluded' cannot accept command verb 'cancel'"), ("c", "Job not found")):
+        with pytest.raises(MigrationError, match=text):
+            jobs.cancel(name)
+    jobs.close(lambda: None)

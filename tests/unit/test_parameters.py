@@ -1,7 +1,7 @@
 import pytest
 
 from qmig_e2k import MigrationError
-from qmig_e2k.migration.parameters import PARAMETERS, Parameters, parse_size
+from qmig_e2k.migration.parameters import NOBODY, PARAMETERS, Parameters, parse_size, parse_value
 
 QEMU_7_2 = {
     "cpu-throttle-tailslow": False,
@@ -42,6 +42,7 @@ def test_defaults_are_those_of_qemu_7_2():
     assert set(values) - set(QEMU_7_2) == {
         "avail-switchover-bandwidth",
         "zero-page-detection",
+        "mode",
         "x-deadline",
         "x-deadline-action",
         "x-postcopy-keep-runstate",
@@ -108,6 +109,7 @@ def test_null_means_empty(name):
     params.update({name: "there"})
     params.update({name: None})
     assert params[name] == ""
+    assert params[name] is not NOBODY
 
 
 def test_old_spelling():
@@ -121,6 +123,36 @@ def test_old_spelling():
 )
 def test_sizes(text, size):
     assert parse_size(text, "M") == size
+
+
+def test_nobody_is_not_never_set():
+    """`""` for `tls-authz` lets nobody in, and null takes that back."""
+    params = Parameters()
+    assert params["tls-authz"] is not NOBODY
+    params.update({"tls-authz": ""})
+    assert params["tls-authz"] is NOBODY
+    params.update({"tls-authz": None})
+    assert params["tls-authz"] == ""
+    assert params["tls-authz"] is not NOBODY
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wants"),
+    [
+        ("x-deadline", "5s", r"an integer from 0 to 4294967295 \(milliseconds\), not '5s'"),
+        ("downtime-limit", "20ms", r"an integer from 0 to 2000000 \(milliseconds\), not '20ms'"),
+        ("compress-level", "", "an integer from 0 to 9, not ''"),
+        ("compress-level", "1_0", "not '1_0'"),
+        ("compress-level", "9" * 5000, "not '9{40}'"),
+        ("cpu-throttle-tailslow", "maybe", "on or off, not 'maybe'"),
+        ("max-bandwidth", "9" * 5000, "no size"),
+    ],
+)
+def test_text_that_is_no_value(name, text, wants):
+    with pytest.raises(MigrationError, match=f"parameter '{name}'.*{wants}") as caught:
+        parse_value(name, text)
+    assert caught.value.kind == "invalid-argument"
+    assert "int()" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "G", "1.5", ".5G", "-1", "1X", "0x10", "99E"])

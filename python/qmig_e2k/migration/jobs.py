@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _CLOSED = "the machine is closed"
+_CANCELLED = "the job was cancelled"
 _JOIN_POLL = 0.05
 """Seconds between attempts to end a job of a machine that is closed."""
 
@@ -34,7 +35,10 @@ class _Job:
     id: str
     type: str
     thread: threading.Thread
+    cancel: Callable[[], object] | None
     status: str = "undefined"
+    begun: bool = False
+    cancelled: bool = False
     done: int = 0
     error: str | None = None
 
@@ -61,13 +65,16 @@ class Jobs:
         self._jobs: dict[str, _Job] = {}
         self._closed = False
 
-    def start(self, job_id: str, kind: str, work: Callable[[], object]) -> None:
+    def start(
+        self, job_id: str, kind: str, work: Callable[[], object], cancel: Callable[[], object] | None = None
+    ) -> None:
         """Begin `work`, whose MigrationError is the job's.
 
         Args:
             job_id: its name.
             kind: the QMP command that began it.
             work: called in the job's thread, when those before have ended.
+            cancel: makes `work`, which has begun, fail soon; must not wait. None: nothing can.
 
         Raises:
             MigrationError: `invalid-argument` for a name that is taken or cannot be one; `invalid-state` once closed.
@@ -80,7 +87,7 @@ class Jobs:
             if job_id in self._jobs:
                 raise migration_error("invalid-argument", f"Job ID '{job_id}' already in use")
             thread = threading.Thread(target=self._run, args=(job_id, work), name=f"job-{job_id}")
-            job = _Job(job_id, kind, thread)
+            job = _Job(job_id, kind, thread, cancel)
             self._enter(job, "created")
             self._enter(job, "running")
             thread.start()  # waits for the lock
@@ -94,14 +101,33 @@ class Jobs:
     def dismiss(self, job_id: str) -> None:
         """Forget a job that has ended. Raises MigrationError (`invalid-argument`, `invalid-state`)."""
         with self._lock:
-            job = self._jobs.get(job_id)
-            if job is None:
-                raise migration_error("invalid-argument", "Job not found")
-            if job.status != "concluded":
-                text = f"Job '{job_id}' in state '{job.status}' cannot accept command verb 'dismiss'"
-                raise migration_error("invalid-state", text)
+            job = self._find(job_id, "dismiss", ended=True)
             del self._jobs[job_id]
             self._enter(job, "null")
+
+    def cancel(self, job_id: str) -> None:
+        """Ask for the end of a job, which then fails; one that waits for its turn never begins.
+
+        Raises:
+            MigrationError: `invalid-argument` if there is none; `invalid-state` if it has ended, or cannot be stopped.
+        """
+        with self._lock:
+            job = self._find(job_id, "cancel", ended=False)
+            if job.begun:
+                if job.cancel is None:
+                    text = f"Job '{job_id}' cannot be cancelled: {job.type} is not given up half-way"
+                    raise migration_error("invalid-state", text)
+                job.cancel()
+            job.cancelled = True
+
+    def _find(self, job_id: str, verb: str, *, ended: bool) -> _Job:
+        job = self._jobs.get(job_id)
+        if job is None:
+            raise migration_error("invalid-argument", "Job not found")
+        if (job.status == "concluded") != ended:
+            text = f"Job '{job_id}' in state '{job.status}' cannot accept command verb '{verb}'"
+            raise migration_error("invalid-state", text)
+        return job
 
     def close(self, cancel: Callable[[], None]) -> None:
         """Begin no job any more, and wait for the end of all, which `cancel` brings closer. Idempotent."""
@@ -118,10 +144,12 @@ class Jobs:
             job = self._jobs[job_id]
         error: str | None = None
         with self._turn:
+            with self._lock:
+                job.begun = True
+                if self._closed or job.cancelled:
+                    error = _CLOSED if self._closed else _CANCELLED
             try:
-                if self._closed:
-                    error = _CLOSED
-                else:
+                if error is None:
                     work()
             except MigrationError as failure:
                 error = str(failure)

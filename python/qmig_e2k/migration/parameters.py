@@ -13,7 +13,19 @@ from types import MappingProxyType
 from qmig_e2k.errors import migration_error
 from qmig_e2k.migration.capabilities import NO_DIRTY_RING, NO_STORAGE
 
-__all__ = ["ALIASES", "NOBODY", "PARAMETERS", "REFUSED", "Parameter", "Parameters", "Value", "canonical", "parse_size"]
+__all__ = [
+    "ALIASES",
+    "NOBODY",
+    "PARAMETERS",
+    "REFUSED",
+    "Parameter",
+    "Parameters",
+    "Value",
+    "canonical",
+    "parse_size",
+    "parse_switch",
+    "parse_value",
+]
 
 Value = bool | int | str
 """What a parameter can hold; sizes are bytes, rates bytes per second, times milliseconds."""
@@ -28,7 +40,7 @@ class _Nobody(str):
 
 
 NOBODY = _Nobody()
-"""`tls-authz` once it was set to `""`: as in QEMU nobody may come in then, while never set it lets everybody in."""
+"""`tls-authz` once it was set to `""`: as in QEMU nobody may come in then. Never set, or null, it lets everybody in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +52,10 @@ class Parameter:
         low: least allowed integer.
         high: greatest allowed integer.
         choices: the allowed strings; empty means any.
-        unit: what `info migrate_parameters` prints after the value; None: no line, as QEMU 7.2 has none.
+        unit: what `info migrate_parameters` prints after the value.
+        shown: it has a line there; what QEMU 7.2 has not there has none.
         size: an integer, mostly of bytes, for which text may use the suffixes K M G T P E.
-        nullable: JSON null is accepted and means the empty string.
+        nullable: JSON null is accepted and means the default.
         refused: why any value but the default is refused; None: it is not.
     """
 
@@ -50,7 +63,8 @@ class Parameter:
     low: int = 0
     high: int = _U64
     choices: tuple[str, ...] = ()
-    unit: str | None = ""
+    unit: str = ""
+    shown: bool = True
     size: bool = False
     nullable: bool = False
     refused: str | None = None
@@ -67,13 +81,16 @@ class Parameter:
         if isinstance(self.default, bool):
             return "a boolean"
         if isinstance(self.default, int):
-            return f"an integer from {self.low} to {self.high}"
+            unit = {"": "", "ms": " (milliseconds)"}.get(self.unit, f" ({self.unit})")
+            return f"an integer from {self.low} to {self.high}{unit}"
         return "a string"
 
 
 def _percent(default: int, low: int = 1, high: int = 99) -> Parameter:
     return Parameter(default, low, high)
 
+
+_NO_CPR = "RAM is always sent, never left for the next process; migrate to a file, or save a snapshot"
 
 PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
     {
@@ -93,21 +110,22 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
         "tls-creds": Parameter("", nullable=True),
         "tls-hostname": Parameter("", nullable=True),
         "max-bandwidth": Parameter(134_217_728, size=True, unit="bytes/second"),
-        "avail-switchover-bandwidth": Parameter(0, size=True, unit=None),
+        "avail-switchover-bandwidth": Parameter(0, size=True, unit="bytes/second", shown=False),
         "downtime-limit": Parameter(300, 0, 2_000_000, unit="ms"),
         "x-checkpoint-delay": Parameter(20_000, 0, 2**32 - 1, unit="ms"),
         "block-incremental": Parameter(default=False),
         "multifd-channels": Parameter(2, 1, 255),
         "multifd-compression": Parameter("none", choices=("none", "zlib", "zstd")),
-        "multifd-zlib-level": Parameter(1, 0, 9, unit=None),
-        "multifd-zstd-level": Parameter(1, 0, 20, unit=None),
-        "zero-page-detection": Parameter("multifd", choices=("none", "legacy", "multifd"), unit=None),
+        "multifd-zlib-level": Parameter(1, 0, 9, shown=False),
+        "multifd-zstd-level": Parameter(1, 0, 20, shown=False),
+        "zero-page-detection": Parameter("multifd", choices=("none", "legacy", "multifd"), shown=False),
         "xbzrle-cache-size": Parameter(67_108_864, 4096, 2**63, size=True, unit="bytes"),
         "max-postcopy-bandwidth": Parameter(0, size=True),
         "tls-authz": Parameter("", nullable=True),
-        "x-deadline": Parameter(0, 0, 2**32 - 1, unit=None),
-        "x-deadline-action": Parameter("cancel", choices=("cancel", "postcopy", "force"), unit=None),
-        "x-postcopy-keep-runstate": Parameter(default=False, unit=None),
+        "mode": Parameter("normal", choices=("normal", "cpr-reboot", "cpr-transfer"), shown=False, refused=_NO_CPR),
+        "x-deadline": Parameter(0, 0, 2**32 - 1, unit="ms", shown=False),
+        "x-deadline-action": Parameter("cancel", choices=("cancel", "postcopy", "force"), shown=False),
+        "x-postcopy-keep-runstate": Parameter(default=False, shown=False),
     }
 )
 """Every parameter, in the order of `info migrate_parameters`."""
@@ -164,7 +182,8 @@ class Parameters:
             name = canonical(given)
             parameter = PARAMETERS[name]
             if value is None and parameter.nullable:
-                value = ""  # noqa: PLW2901  null and "" mean the same
+                merged[name] = parameter.default
+                continue
             if not isinstance(value, (bool, int, str)) or not parameter.fits(value):
                 raise migration_error("invalid-argument", f"parameter {name!r} must be {parameter.wants}")
             merged[name] = NOBODY if name == "tls-authz" and value == "" else value
@@ -198,7 +217,44 @@ def _check(name: str, value: Value) -> None:
         raise migration_error("invalid-argument", f"parameter {name!r} must be {parameter.wants}{power}")
 
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)([BKMGTPE]?)", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)([BKMGTPE]?)", re.IGNORECASE)
+_INTEGER = re.compile(r"[+-]?(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20})")
+_SWITCH = {"on": True, "yes": True, "true": True, "y": True, "off": False, "no": False, "false": False, "n": False}
+
+
+def parse_switch(text: str) -> bool | None:
+    """What `on`, `off` and QEMU's other words for them say; None for any other text."""
+    return _SWITCH.get(text)
+
+
+def parse_value(name: str, text: str, unit: str = "B") -> Value:
+    """A parameter's value from text, which the human monitor and the command line have; its range is not looked at.
+
+    Args:
+        name: the parameter, by its present name.
+        text: a word; integers decimal or with 0x.
+        unit: in what a bare number counts if the parameter is a size, as for `parse_size`.
+
+    Raises:
+        MigrationError: `invalid-argument`.
+    """
+    parameter = PARAMETERS[name]
+    if isinstance(parameter.default, str):
+        return text
+    value: Value | None = None
+    if isinstance(parameter.default, bool):
+        value = parse_switch(text)
+    elif parameter.size:
+        try:
+            value = parse_size(text, unit)
+        except ValueError as error:
+            raise migration_error("invalid-argument", f"parameter {name!r}: {error}") from None
+    elif _INTEGER.fullmatch(text):
+        value = int(text, 16 if "x" in text.lower() else 10)
+    if value is None:
+        wants = "on or off" if isinstance(parameter.default, bool) else parameter.wants
+        raise migration_error("invalid-argument", f"parameter {name!r} must be {wants}, not {text[:40]!r}")
+    return value
 
 
 def parse_size(text: str, unit: str = "B") -> int:
@@ -209,7 +265,7 @@ def parse_size(text: str, unit: str = "B") -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no size: give a number with at most one of the suffixes K M G T P E")
+        raise ValueError(f"{text[:40]!r} is no size: give a number with at most one of the suffixes K M G T P E")
     exact = Fraction(match[1]) * 1024 ** "BKMGTPE".index((match[2] or unit).upper())
     if (match[2] or unit).upper() == "B" and exact.denominator > 1:
         raise ValueError(f"{text!r} is no size: a byte has no parts")

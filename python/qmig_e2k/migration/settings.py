@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from qmig_e2k.errors import migration_error
+from qmig_e2k.errors import MigrationError, migration_error
 from qmig_e2k.migration import capabilities, parameters
 from qmig_e2k.migration.capabilities import CAPABILITIES, Capabilities
-from qmig_e2k.migration.parameters import PARAMETERS, Parameters, Value, parse_size
+from qmig_e2k.migration.parameters import PARAMETERS, Parameters, Value, parse_switch, parse_value
 from qmig_e2k.savevm import Profile
 
 __all__ = ["SWITCHES", "Settings"]
@@ -105,20 +105,14 @@ class Settings:
 
 
 def _switch(text: str, value: str) -> bool:
-    if value in ("on", "yes", "true", "y"):
-        return True
-    if value in ("off", "no", "false", "n"):
-        return False
-    raise migration_error("invalid-argument", f"-global {text}: expected on or off")
+    state = parse_switch(value)
+    if state is None:
+        raise migration_error("invalid-argument", f"-global {text}: expected on or off")
+    return state
 
 
 def _parameter(text: str, name: str, value: str) -> Value:
-    parameter = PARAMETERS[parameters.canonical(name)]
-    if isinstance(parameter.default, bool):
-        return _switch(text, value)
-    if isinstance(parameter.default, str):
-        return value
     try:
-        return parse_size(value) if parameter.size else int(value)
-    except ValueError as error:
-        raise migration_error("invalid-argument", f"-global {text}: {error}") from None
+        return parse_value(parameters.canonical(name), value)
+    except MigrationError as error:
+        raise migration_error(error.kind, f"-global {text}: {error.message}") from None

@@ -21,6 +21,8 @@ from qmig_e2k.migration.stream import Saving
 from qmig_e2k.savevm import Configuration, check_configuration
 
 if TYPE_CHECKING:
+    import threading
+
     from qmig_e2k._core import Block
     from qmig_e2k.migration.machine import Machine
     from qmig_e2k.migration.snapshot_files import Draft, Snapshot, SnapshotDirectory
@@ -32,13 +34,16 @@ _SPARE = 100
 """How many snapshots without a name of their own fit into one second."""
 
 
-def savevm(machine: Machine, tag: str | None = None, *, replace: bool = True) -> str:
+def savevm(
+    machine: Machine, tag: str | None = None, *, replace: bool = True, cancelled: threading.Event | None = None
+) -> str:
     """Save `machine` as snapshot `tag`; a guest that runs stands still meanwhile and runs on afterwards.
 
     Args:
         machine: what is to be saved.
         tag: its name; None: `vm-` and the local time, as QEMU makes them.
         replace: a snapshot of that name is replaced, in one step, when the new one is on disk.
+        cancelled: set: it shall end before it has begun to write; from then on `Control.cancel` ends it.
 
     Returns:
         The name.
@@ -64,7 +69,7 @@ def savevm(machine: Machine, tag: str | None = None, *, replace: bool = True) ->
     draft: Draft | None = None
     try:
         with directory.draft(*tags, replace=replace) as draft:
-            return _stand_still(machine, draft)
+            return _stand_still(machine, draft, cancelled)
     except Exception as error:
         kept = None if draft is None else draft.tag
         what = f"snapshot {tags[0]!r} was not saved" if kept is None else f"snapshot {kept!r} was saved, but then"
@@ -75,7 +80,7 @@ def savevm(machine: Machine, tag: str | None = None, *, replace: bool = True) ->
             machine.publish_settings()
 
 
-def _stand_still(machine: Machine, draft: Draft) -> str:
+def _stand_still(machine: Machine, draft: Draft, cancelled: threading.Event | None) -> str:
     """Save the machine between a stop and a start, if it runs; returns the snapshot's name."""
     with machine.lock:
         refuse_absent(machine)  # whoever came first may have changed it
@@ -83,7 +88,7 @@ def _stand_still(machine: Machine, draft: Draft) -> str:
         machine.global_state.store(machine.control.run_state)
         ran = machine.stop("save-vm")
         try:
-            tag = _save(machine, draft)
+            tag = _save(machine, draft, cancelled)
         except BaseException as error:
             if ran:
                 _start_after(error, machine)
@@ -102,7 +107,7 @@ def _start_after(failure: BaseException, machine: Machine) -> None:
         raise migration_error(made.kind, f"{made}; and then {error}") from failure
 
 
-def _save(machine: Machine, draft: Draft) -> str:
+def _save(machine: Machine, draft: Draft, cancelled: threading.Event | None) -> str:
     """The machine stands still: write it, as an outgoing migration that goes nowhere."""
     control = machine.control
     with machine.settings_lock:
@@ -110,6 +115,8 @@ def _save(machine: Machine, draft: Draft) -> str:
         control.set_tls(None)  # what it said last may be of a migration
         control.begin_outgoing(snapshot=True)
         machine.publish_settings()
+        if cancelled is not None and cancelled.is_set():
+            control.cancel()
     control.mark_stopped()
     try:
         return _write(machine, draft)

@@ -4,12 +4,14 @@ What is not here (`qmp_capabilities`, `query-status`, `query-migrate`, `migrate_
 `migrate-recover`, ...) is answered by the core, which never waits for Python.
 """
 
+import errno
 import json
 import logging
+import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 from uuid import UUID
@@ -24,7 +26,7 @@ from qmig_e2k.migration.machine import Machine
 from qmig_e2k.migration.outgoing import migrate, resume_switchover
 from qmig_e2k.migration.parameters import ALIASES as PARAMETER_ALIASES
 from qmig_e2k.migration.parameters import PARAMETERS, REFUSED, Parameter
-from qmig_e2k.monitor import dirty_rate, hmp, legacy, snapshots
+from qmig_e2k.monitor import channels, dirty_rate, hmp, legacy, snapshots
 from qmig_e2k.monitor.answers import CORE, EVENTS, JOB, STATUSES
 from qmig_e2k.monitor.hmp_line import Leave
 from qmig_e2k.monitor.introspect import describe
@@ -126,7 +128,18 @@ def _query_name(call: Call) -> dict[str, str]:
 
 def _pmemsave(call: Call) -> None:
     chunks = call.machine.read_physical(call["val"], call["size"])
-    with Path(call["filename"]).open("wb") as file:
+    name = call["filename"]
+    if "\0" in name:
+        raise CommandError("parameter 'filename' has a NUL in it, which no name of a file has")
+    # a FIFO is not waited for: neither for a reader, nor for what it makes of it
+    no_file = CommandError(f"'{name}' is no file: whoever should read it would hold up all commands")
+    try:
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise no_file if error.errno == errno.ENXIO else error from None
+    with os.fdopen(fd, "wb") as file:
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            raise no_file
         file.writelines(chunks)
 
 
@@ -134,16 +147,21 @@ def _migrate(call: Call) -> None:
     for name in ("blk", "inc"):
         if call.arguments.get(name):
             raise CommandError(f"'{name}' is not supported: {NO_STORAGE}")
-    fd = call.taken_fd(call["uri"])
+    uri = channels.uri(call.arguments)
+    fd = call.taken_fd(uri)
     if call.arguments.get("resume"):
-        call.machine.control.resume(call["uri"], fd)
+        call.machine.control.resume(uri, fd)
     else:
-        migrate(call.machine, call["uri"], fd)
+        migrate(call.machine, uri, fd)
 
 
 def _migrate_incoming(call: Call) -> None:
+    uri = channels.uri(call.arguments)
+    if call.arguments.get("exit-on-error"):
+        text = "'exit-on-error' cannot be true: after a failed load this process waits for another `migrate-incoming`"
+        raise CommandError(f"{text}; watch for the status 'failed', and `quit`")
     legacy.refuse_unexpected(call.machine)
-    incoming(call.machine, call["uri"], call.taken_fd(call["uri"]))
+    incoming(call.machine, uri, call.taken_fd(uri))
 
 
 def _set_capabilities(call: Call) -> None:
@@ -199,6 +217,7 @@ def _kind(parameter: Parameter) -> Kind:
     return Int(parameter.low, parameter.high)
 
 
+_WHERE: Mapping[str, Kind] = {"uri": STR, "channels": channels.CHANNELS}
 _UNIT = Enum(tuple(UNITS))
 _DIRTY_RATE = Struct(
     {
@@ -236,8 +255,8 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
             Struct({"command-line": STR}, {"cpu-index": INT}),
             STR,
         ),
-        "migrate": Entry(_migrate, Struct({"uri": STR}, dict.fromkeys(("blk", "inc", "detach", "resume"), BOOL))),
-        "migrate-incoming": Entry(_migrate_incoming, Struct({"uri": STR})),
+        "migrate": Entry(_migrate, Struct({}, {**_WHERE, **dict.fromkeys(("blk", "inc", "detach", "resume"), BOOL)})),
+        "migrate-incoming": Entry(_migrate_incoming, Struct({}, {**_WHERE, "exit-on-error": BOOL})),
         "migrate-continue": Entry(
             lambda call: resume_switchover(call.machine, call["state"]), Struct({"state": Enum(STATUSES)})
         ),
@@ -274,6 +293,7 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "snapshot-load": Entry(lambda call: snapshots.load(call.machine, call.arguments), snapshots.WITH_STATE),
         "snapshot-delete": Entry(lambda call: snapshots.delete(call.machine, call.arguments), snapshots.WITHOUT_STATE),
         "query-jobs": Entry(lambda call: call.machine.jobs.query(), returns=Array(JOB)),
+        "job-cancel": Entry(lambda call: call.machine.jobs.cancel(call["id"]), Struct({"id": STR})),
         "job-dismiss": Entry(lambda call: call.machine.jobs.dismiss(call["id"]), Struct({"id": STR})),
         "announce-self": _refusal("this machine has no network device"),
         "object-add": Entry(_object_add, Struct({"qom-type": STR, "id": STR}, anything=True)),

@@ -99,9 +99,8 @@ def _capabilities(machine: Machine) -> list[str]:
 def _parameters(machine: Machine) -> list[str]:
     lines = []
     for name, value in machine.settings.parameters.values().items():
-        unit = PARAMETERS[name].unit
-        if unit is not None:
-            lines.append(f"{name}: {_parameter_text(name, value)} {unit}".rstrip())
+        if PARAMETERS[name].shown:
+            lines.append(f"{name}: {_parameter_text(name, value)} {PARAMETERS[name].unit}".rstrip())
     return lines
 
 

@@ -16,7 +16,7 @@ from qmig_e2k.migration import parameters
 from qmig_e2k.migration.capabilities import NO_STORAGE
 from qmig_e2k.migration.incoming import incoming
 from qmig_e2k.migration.outgoing import migrate, resume_switchover
-from qmig_e2k.migration.parameters import PARAMETERS, parse_size
+from qmig_e2k.migration.parameters import parse_size, parse_value
 from qmig_e2k.migration.snapshots import delvm, loadvm, savevm
 from qmig_e2k.monitor import dirty_rate, legacy
 from qmig_e2k.monitor.hmp_line import Action, Argument, Leave, number, plain, switch
@@ -50,24 +50,8 @@ def _migrate_incoming(machine: Machine, values: Values) -> None:
 
 def _set_parameter(machine: Machine, values: Values) -> None:
     name = parameters.canonical(values["parameter"])
-    machine.set_parameters({name: _parameter(name, values["value"])})
-
-
-def _parameter(name: str, word: str) -> object:
-    """`word` as the value of a parameter; raises MigrationError (`invalid-argument`)."""
-    parameter = PARAMETERS[name]
-    if isinstance(parameter.default, str):
-        return word
-    try:
-        if isinstance(parameter.default, bool):
-            return {"on": True, "yes": True, "true": True, "y": True}.get(word, False) if _is_switch(word) else word
-        return parse_size(word, "M" if name in _MEBIBYTES else "B") if parameter.size else int(word, 0)
-    except ValueError as error:
-        raise migration_error("invalid-argument", f"parameter {name!r}: {error}") from None
-
-
-def _is_switch(word: str) -> bool:
-    return word in ("on", "yes", "true", "y", "off", "no", "false", "n")
+    unit = "M" if name in _MEBIBYTES else "B"
+    machine.set_parameters({name: parse_value(name, values["value"], unit)})
 
 
 def _set_size(setter: Callable[[Machine, int], None], unit: str = "M") -> Callable[[Machine, Values], None]:

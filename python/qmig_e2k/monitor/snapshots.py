@@ -4,6 +4,7 @@ QEMU keeps snapshots in disk images and wants to be told in which (`vmstate`, `d
 devices: its snapshot directory stands for whatever node is named.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,18 @@ WITH_STATE = Struct({**WITHOUT_STATE.members, "vmstate": STR})
 
 def save(machine: Machine, arguments: _Arguments) -> None:
     """`snapshot-save`: never replaces one."""
-    _start(machine, "snapshot-save", arguments, lambda: savevm(machine, arguments["tag"], replace=False))
+    cancelled = threading.Event()
+
+    def cancel() -> None:
+        cancelled.set()  # it may not have begun to write yet
+        with machine.settings_lock:
+            if machine.saving:
+                machine.control.cancel()
+
+    def work() -> None:
+        savevm(machine, arguments["tag"], replace=False, cancelled=cancelled)
+
+    _start(machine, "snapshot-save", arguments, work, cancel)
 
 
 def load(machine: Machine, arguments: _Arguments) -> None:
@@ -35,14 +47,20 @@ def delete(machine: Machine, arguments: _Arguments) -> None:
     _start(machine, "snapshot-delete", arguments, lambda: delvm(machine, arguments["tag"]))
 
 
-def _start(machine: Machine, kind: str, arguments: _Arguments, work: Callable[[], object]) -> None:
+def _start(
+    machine: Machine,
+    kind: str,
+    arguments: _Arguments,
+    work: Callable[[], object],
+    cancel: Callable[[], object] | None = None,
+) -> None:
     def run() -> None:
         node, devices = arguments.get("vmstate"), arguments["devices"]
         if node is not None and devices and node not in devices:
             raise migration_error("invalid-argument", f"vmstate block device '{node}' does not exist among 'devices'")
         work()
 
-    machine.jobs.start(arguments["job-id"], kind, run)
+    machine.jobs.start(arguments["job-id"], kind, run, cancel)
 
 
 def table(machine: Machine) -> list[str]:
