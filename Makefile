@@ -13,9 +13,11 @@ FUZZ_TARGET ?= stream
 BENCH ?= precopy
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
+MINUTES ?= 30
+SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build dev test test-rust test-python test-long lint lint-rust lint-python fmt demo bench docs fuzz doctor pin clean
+.PHONY: help venv build dev test test-rust test-python test-long lint lint-rust lint-python fmt demo bench docs fuzz doctor pin clean soak asan tsan miri
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +52,18 @@ test-python: build
 
 test-long: build ## The tests that take longer
 	$(BIN)/pytest -m long --timeout 1800 $(PYTEST_ARGS)
+
+soak: build ## Two processes, one busy machine, back and forth (MINUTES=30, SOAK_ARGS="--seed 1 --json out.json"); see docs/how-to/long-checks.md
+	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(MINUTES) $(SOAK_ARGS)
+
+asan: ## The Rust tests under AddressSanitizer
+	@tools/sanitize address
+
+tsan: ## The Rust tests under ThreadSanitizer (needs a nightly with rust-src; says so)
+	@tools/sanitize thread
+
+miri: ## The parts of the core without system calls under Miri (needs a nightly with miri; says so)
+	@tools/sanitize miri
 
 lint: lint-rust lint-python ## Formatting, clippy, ruff, mypy, stub against module, unsafe only where it may stand
 

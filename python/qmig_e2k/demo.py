@@ -19,7 +19,7 @@ from qmig_e2k import downtime
 from qmig_e2k.monitor.client import QmpClient, QmpError, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from qmig_e2k.monitor.client import Event
 
@@ -41,17 +41,27 @@ class Served:
         arguments: What follows `qmig-e2k serve`, without `--qmp`.
         directory: Where its socket goes.
         name: Names the socket and the log file, unique in `directory`.
+        module: What is run, if it is not this package.
+        environment: Its environment, if it is not that of this process.
     """
 
-    def __init__(self, arguments: Sequence[str], directory: Path, name: str) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        directory: Path,
+        name: str,
+        module: str = "qmig_e2k",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.log = directory / f"{name}.log"
         address = f"unix:{directory / name}.qmp"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "qmig_e2k", "serve", *arguments, "--qmp", address],
+                [sys.executable, "-m", module, "serve", *arguments, "--qmp", address],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                env=environment,
             )
         try:
             self.qmp = QmpClient(address, deadline=DEADLINE_S, alive=lambda: self.process.poll() is None)

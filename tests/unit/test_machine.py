@@ -1,5 +1,7 @@
 """Run states and storage of one machine with no migration around it."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from qmig_e2k import MigrationError, Vm
@@ -222,3 +224,22 @@ def test_an_emulator_that_cannot_be_reset(vm, emulator):
     vm.reset()
     vm.start()
     assert vm.run_state == "running"
+
+
+@pytest.mark.parametrize(("end", "listens"), [(None, True), ("failed", False), ("completed", False)])
+def test_an_incoming_migration_is_over_when_its_end_is_reported(end, listens):
+    """Its thread takes a moment more, and who has heard the end may change what only one that waits keeps."""
+    machine = Machine("none")
+    assert not machine.listens
+    machine.arrival = SimpleNamespace(done=lambda: False)
+    machine.control.begin_incoming()
+    machine.control.set_incoming_status("none", "active")
+    if end is not None:
+        machine.control.set_incoming_status("active", end)
+    assert machine.listens == listens
+    if listens:
+        with pytest.raises(MigrationError, match="before the destination listens"):
+            machine.set_capabilities([("multifd", True)])
+    else:
+        machine.set_capabilities([("multifd", True)])
+        machine.set_parameters({"tls-authz": "somebody"})

@@ -187,12 +187,18 @@ class Machine:
 
     def _refuse_other_channels(self, wanted: frozenset[str]) -> None:
         """What decides which connections are waited for stays as it was when that began (spec/control-plane 5.3)."""
-        if self.arrival is None or self.arrival.done() or self.control.incoming_status == "failed":
+        if not self.listens:
             return
         for name in ("multifd", "postcopy-preempt"):
             if (name in wanted) != self.settings.capabilities[name]:
                 text = f"capability {name!r} can only be switched before the destination listens; see `-incoming defer`"
                 raise migration_error("invalid-state", text)
+
+    @property
+    def listens(self) -> bool:
+        """An incoming migration waits for its source or is under way; from the moment on that its end is reported not."""
+        over = self.control.incoming_status in ("completed", "failed")
+        return not over and self.arrival is not None and not self.arrival.done()
 
     def check_postcopy(self) -> None:
         """Raises MigrationError (`not-permitted`, with the remedy) if postcopy is wanted and cannot arrive here."""

@@ -78,7 +78,7 @@ def prepare(machine: Machine, values: Mapping[str, Value]) -> None:
         machine.control.set_tls(*resolve(machine, "client", values))
     elif machine.control.incoming_status in POSTCOPY:
         machine.control.set_tls(*resolve(machine, "server", values))
-    elif _listens(machine):
+    elif machine.listens:
         text = f"parameter {changed[0]!r} can only be set before the destination listens; see `-incoming defer`"
         raise migration_error("invalid-state", text)
 
@@ -99,12 +99,8 @@ def del_object(machine: Machine, name: str) -> None:
     """
     with machine.settings_lock:
         values = machine.settings.parameters
-        busy = machine.control.outgoing_status in RUNNING or _listens(machine)
+        busy = machine.control.outgoing_status in RUNNING or machine.listens
         if busy and name in machine.objects and name in (values["tls-creds"], values["tls-authz"]):
             text = f"object {name!r} is in use by a migration; name another one in its place first"
             raise migration_error("invalid-state", text)
         machine.objects.remove(name)
-
-
-def _listens(machine: Machine) -> bool:
-    return machine.arrival is not None and not machine.arrival.done()
