@@ -10,10 +10,11 @@ None), `path` (place inside the stream's structure) and `message` (the sentence 
 """
 
 import logging
+from copy import copy
 
 from qmig_e2k._core import MigrationError, StreamError
 
-__all__ = ["MigrationError", "StreamError", "as_migration_error", "migration_error", "stream_error"]
+__all__ = ["MigrationError", "StreamError", "as_migration_error", "migration_error", "stream_error", "twin"]
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,13 @@ def as_migration_error(error: BaseException) -> MigrationError:
     log.error("unexpected error in a migration", exc_info=error)
     made = migration_error("device-state", f"{type(error).__name__}: {error}")
     made.__cause__ = error
+    return made
+
+
+def twin(error: MigrationError) -> MigrationError:
+    """The same error without the frames it went through: for who keeps it, or raises it more than once."""
+    made = copy(error)
+    made.__cause__ = error.__cause__
     return made
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from pathlib import Path
 
 import pytest
 
@@ -146,6 +147,44 @@ def said_by_libraries(caplog):
     """What asyncio and its like had to complain about: an exception that nobody saw, a loop that is closed."""
     gc.collect()
     return [record.getMessage() for record in caplog.records if not record.name.startswith("qmig")]
+
+
+@pytest.mark.parametrize("uri", ["file:/nowhere/x", "fd:99", "nothing:1"])
+def test_what_is_refused_keeps_no_descriptors(machines, uri):
+    """Without Python's collector, which may not run for hours."""
+
+    def count():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    def refused():
+        with pytest.raises(MigrationError):
+            source.vm.migrate(uri)
+
+    source, _ = machines
+    gc.collect()
+    gc.disable()
+    try:
+        refused()
+        before = count()
+        for _ in range(5):
+            refused()
+        assert count() == before
+    finally:
+        gc.enable()
+
+
+def test_who_waits_again_is_told_again(machines):
+    source, destination = machines
+    migration, _ = slowly(source, destination)
+    migration.cancel()
+    told = []
+    for _ in range(2):
+        with pytest.raises(MigrationError) as caught:
+            migration.wait(20)
+        told.append(caught.value)
+    first, second = told
+    assert (first.kind, first.args) == (second.kind, second.args) == ("cancelled", second.args)
+    assert first is not second, "each with the frames of one who waited"
 
 
 def test_what_is_raised_is_of_one_tree(machines):

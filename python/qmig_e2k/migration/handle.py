@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 from qmig_e2k._core import Control, Incoming
-from qmig_e2k.errors import migration_error
+from qmig_e2k.errors import MigrationError, migration_error, twin
 from qmig_e2k.migration.blockers import POSTCOPY
 from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
 
@@ -31,7 +31,7 @@ class Handle(ABC):
     def __init__(self, control: Control, uri: str) -> None:
         self.uri = uri
         self._control = control
-        self._done: Future[None] = Future()
+        self._done: Future[MigrationError | None] = Future()
         self._final: dict[str, Any] | None = None
 
     @property
@@ -71,12 +71,12 @@ class Handle(ABC):
         """
         if not self.ended(timeout):
             raise migration_error("timeout", f"the migration ({self.uri}) has not ended within {timeout} seconds")
-        self._done.result()
+        self._tell()
 
     def ended(self, timeout: float | None = None) -> bool:
         """Wait as `wait` does, but say only whether it has ended."""
         try:
-            self._done.exception(timeout)
+            self._done.result(timeout)
         except FutureTimeoutError:
             return False
         return True
@@ -86,14 +86,19 @@ class Handle(ABC):
 
     async def _awaited(self) -> None:
         await self._over()
-        self._done.result()
+        self._tell()
+
+    def _tell(self) -> None:
+        error = self._done.result()
+        if error is not None:
+            raise twin(error)
 
     async def _over(self) -> None:
         """Wait for the end without holding up the loop. Giving that up, or the end of the loop, ends no migration."""
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
 
-        def tell(_: Future[None]) -> None:
+        def tell(_: Future[MigrationError | None]) -> None:
             with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
                 loop.call_soon_threadsafe(over.set)
 
@@ -120,14 +125,11 @@ class Handle(ABC):
             fd: the descriptor behind `fd:`, owned from here on.
         """
 
-    def finish(self, error: BaseException | None) -> None:
+    def finish(self, error: MigrationError | None) -> None:
         """Called once, at the very end, by the thread behind the handle: freeze `info`, then wake those who wait."""
         self._final = self._query()
-        if error is None:
-            self._done.set_result(None)
-        else:
-            # a traceback would keep the frames of that thread, and with them the descriptors of this migration
-            self._done.set_exception(error.with_traceback(None))
+        # the traceback would keep the frames of that thread, and with them the descriptors of this migration
+        self._done.set_result(None if error is None else twin(error))
 
     def __enter__(self) -> Self:
         return self
