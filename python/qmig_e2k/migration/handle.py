@@ -128,8 +128,9 @@ class Handle(ABC):
     def finish(self, error: MigrationError | None) -> None:
         """Called once, at the very end, by the thread behind the handle: freeze `info`, then wake those who wait."""
         self._final = self._query()
-        # the traceback would keep the frames of that thread, and with them the descriptors of this migration
-        self._done.set_result(None if error is None else twin(error))
+        # A traceback keeps the frames of that thread, and with them the descriptors of this migration. Neither the
+        # caller's error, which one of those frames may hold, nor the twin that is kept here has one.
+        self._done.set_result(None if error is None else twin(error.with_traceback(None)))
 
     def __enter__(self) -> Self:
         return self
