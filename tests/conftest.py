@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+from hypothesis import HealthCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,10 +25,12 @@ NO_QEMU = (
     f"{QEMU} is not installed (on Debian: apt-get install --no-install-recommends qemu-system-x86; or set QMIG_QEMU)"
 )
 
-# A change is judged by what it changes: in CI every run draws the same examples. Locally each run draws new ones.
-hypothesis.settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    hypothesis.settings.load_profile("ci")
+# How long an example takes says how busy the machine is, no more. A change is judged by what it changes: in CI every run
+# draws the same examples; locally each run draws new ones.
+hypothesis.settings.register_profile(
+    "here", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+hypothesis.settings.load_profile("here")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

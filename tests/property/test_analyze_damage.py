@@ -116,7 +116,7 @@ def test_cut_at_every_byte(name):
         check_cut(name, cut)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(cut=st.integers(0, 1 << 62))
 def test_our_machine_cut_anywhere(cut):
     reference = whole("ours")
@@ -125,7 +125,7 @@ def test_our_machine_cut_anywhere(cut):
 
 
 @pytest.mark.parametrize("name", ["e2k-plain", "qemu7-pc-xbzrle", "ours"])
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(damage=st.lists(st.tuples(st.integers(0, 1 << 62), st.integers(1, 255)), min_size=1, max_size=4))
 def test_damaged_bytes(name, damage):
     """The devices before the first damage are as they were."""
@@ -141,14 +141,14 @@ def test_damaged_bytes(name, damage):
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.binary(max_size=300), head=st.sampled_from([b"", b"QEVM\0\0\0\3", b"QEVM\0\0\0\3\7\0\0\0\4none"]))
 def test_anything(head, data):
     check(head + data)
 
 
 @pytest.mark.parametrize("name", ["qemu7-none-compress", "qemu7-pc-xbzrle", "qemu10-none-mapped-ram"])
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(place=st.integers(0, 1 << 62), bits=st.integers(0, 255))
 def test_damaged_ram(name, place, bits):
     """Cut (no bits) or flipped inside RAM."""
@@ -159,7 +159,7 @@ def test_damaged_ram(name, place, bits):
 
 
 @pytest.mark.parametrize("name", ["qemu10-none-multifd", "qemu10-none-multifd-zstd", "qemu7-none-multifd-zlib"])
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(place=st.integers(0, 1 << 62), bits=st.integers(0, 255))
 def test_damaged_channels(name, place, bits):
     main, *channels = recorded(name)

@@ -53,7 +53,7 @@ def states(draw: st.DrawFn) -> State:
     return State(model, tags, made, save(made))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(states())
 def test_any_legal_state_arrives(state: State) -> None:
     target = cpu(state.model, 1, tags=state.tags)
@@ -62,7 +62,7 @@ def test_any_legal_state_arrives(state: State) -> None:
     assert save(target) == state.raw
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(states(), WORD, st.data())
 def test_one_damaged_register_is_legal_or_refused_by_a_check(state: State, word: int, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(split(state.raw))))

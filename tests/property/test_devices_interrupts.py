@@ -208,7 +208,7 @@ def faults(kind: Kind, device: Any, have: State) -> set[str]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_any_legal_state_round_trips(name: str, data: st.DataObject) -> None:
     description = KINDS[name].description
@@ -227,7 +227,7 @@ def test_any_legal_state_round_trips(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-@settings(deadline=None, max_examples=70)
+@settings(max_examples=70)
 @given(st.data())
 def test_one_changed_field_loads_legally_or_is_refused_by_its_check(name: str, data: st.DataObject) -> None:
     description = KINDS[name].description

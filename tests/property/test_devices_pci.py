@@ -172,7 +172,7 @@ def settle(name: str, device: Device) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 def test_any_legal_state_round_trips(name: str, data: st.DataObject) -> None:
     kind = KINDS[name]
@@ -191,7 +191,7 @@ def test_any_legal_state_round_trips(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_one_changed_register_loads_legally_or_is_refused_by_its_check(name: str, data: st.DataObject) -> None:
     kind = KINDS[name]

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmig_e2k import vmstate
@@ -47,7 +47,7 @@ def has_nulls(value: Any) -> bool:
     return isinstance(value, list) and any(element is None or has_nulls(element) for element in value)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
+@settings(max_examples=150)
 @given(devices(), st.sampled_from(FORMATS))
 def test_what_is_saved_loads_again(made: Device, format_: str) -> None:
     raw, entry = save(made, format_)
@@ -74,7 +74,7 @@ def refusal(load: Callable[[], None]) -> StreamError | None:
     return None
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_damage_only_refuses_and_is_taken_back(data: st.DataObject) -> None:
     made = data.draw(devices())
@@ -90,7 +90,7 @@ def test_damage_only_refuses_and_is_taken_back(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", ["e2k", "e2k-qemu"])
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_damaged_sections_of_the_machines(kind: str, data: st.DataObject) -> None:
     made, registry = build(kind, 1 << 20), Registry()
