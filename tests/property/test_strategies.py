@@ -216,10 +216,10 @@ def test_many_streams() -> None:
 @pytest.mark.long
 def test_many_damaged_streams() -> None:
     for strategy, check in (
-        (strategies.damaged_streams(), check_damaged),
-        (strategies.damaged_streams(ARRIVING), check_refused),
+        (strategies.damaged_streams(), lambda made: check_damaged(made.stream, made.data)),
+        (strategies.damaged_streams(ARRIVING), lambda made: check_refused(made.stream, made.data)),
     ):
-        MANY(given(strategy)(lambda made, check=check: check(made.stream, made.data)))()
+        MANY(given(strategy)(check))()
 
 
 @pytest.mark.long

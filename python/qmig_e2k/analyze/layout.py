@@ -29,6 +29,8 @@ NUMBERS_PER_FIELD = 4
 """Numbers of an array that cost as much as a field."""
 BYTES_PER_FIELD = 64
 """Bytes of a buffer that cost as much as a field."""
+FIELDS_PER_EMPTY = 16
+"""Fields that an element costs which takes no bytes: nothing else bounds how many there are."""
 SUBSECTION = 0x05
 
 NUMBERS = {
@@ -253,7 +255,9 @@ class Decoder:
             self._spend(count // NUMBERS_PER_FIELD)
             values += struct.unpack(f">{count}{code}", raw)
             return
-        if count > 1 and (not entry.size or count > self.cursor.left):
+        if not entry.size:
+            self._spend(count * FIELDS_PER_EMPTY)
+        elif 1 < count > self.cursor.left:
             raise Refusal(f"{count} elements, more than the stream has", self.cursor.offset, "truncated")
         for _ in range(count):
             with Place(len(values), self.cursor.offset):
