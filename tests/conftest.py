@@ -25,8 +25,8 @@ NO_QEMU = (
     f"{QEMU} is not installed (on Debian: apt-get install --no-install-recommends qemu-system-x86; or set QMIG_QEMU)"
 )
 
-# How long an example takes says how busy the machine is, no more. A change is judged by what it changes: in CI every run
-# draws the same examples; locally each run draws new ones.
+# How long an example takes says how busy the machine is, no more. A change is judged by what it changes: in CI every
+# run draws the same examples; locally each run draws new ones.
 hypothesis.settings.register_profile(
     "here", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
