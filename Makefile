@@ -12,12 +12,13 @@ FUZZ_SECONDS ?= 60
 FUZZ_TARGET ?= stream
 BENCH ?= precopy
 BENCH_ARGS ?=
+CUTS_ARGS ?=
 PYTEST_ARGS ?=
 MINUTES ?= 30
 SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build dev test test-rust test-python test-long lint lint-rust lint-python fmt demo bench docs fuzz doctor pin clean soak asan tsan miri
+.PHONY: help venv build dev test test-rust test-python test-long lint lint-rust lint-python fmt demo bench docs fuzz cuts doctor pin clean soak asan tsan miri
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +103,9 @@ fuzz: ## Fuzz a decoder (FUZZ_TARGET=stream|xbzrle|pages|multifd FUZZ_SECONDS=60
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is needed: cargo install cargo-fuzz --locked"; exit 1; }
 	$(PYTHON) fuzz/make_seeds.py
 	cd fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $(FUZZ_TARGET) -- $(if $(wildcard fuzz/$(FUZZ_TARGET).dict),-dict=$(FUZZ_TARGET).dict) -max_total_time=$(FUZZ_SECONDS)
+
+cuts: build ## Cut every wire of a migration at every byte; hours (CUTS_ARGS="--modes tls --pages 100 --json out.json")
+	PYTHONPATH=tests $(BIN)/python -m campaign $(CUTS_ARGS)
 
 doctor: build ## What the kernel and the permissions allow here
 	$(BIN)/qmig-e2k doctor
