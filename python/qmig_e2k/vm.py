@@ -22,6 +22,7 @@ from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
 from qmig_e2k.migration.incoming import incoming
 from qmig_e2k.migration.lifetime import close_with_program
 from qmig_e2k.migration.machine import Machine, MappedRam
+from qmig_e2k.migration.notifier import Notifier
 from qmig_e2k.migration.outgoing import migrate, resume_switchover
 from qmig_e2k.migration.settings import Settings
 from qmig_e2k.migration.snapshot_files import SnapshotDirectory
@@ -380,6 +381,18 @@ class Vm:
         return self.machine.dirty_rates.query()
 
     # being controlled
+
+    def notify(self, call: Callable[[str, dict[str, Any]], object]) -> Notifier:
+        """Have `call(name, data)` called for each event of the machine from now on, until the notifier is closed.
+
+        Events and their data are those of QMP: `STOP`, `RESUME`, `RESET`, `JOB_STATUS_CHANGE`, and with the capability
+        `events` also `MIGRATION` with its `status` and `MIGRATION_PASS`. It is called in a thread of its own after the
+        event, so it can neither refuse nor delay anything; it may call the Vm. What it raises is logged.
+        """
+        close_with_program(self.machine)
+        notifier = Notifier(self.machine.control, call, self.machine.notifiers.discard)
+        self.machine.notifiers.add(notifier)
+        return notifier
 
     def serve_qmp(self, address: str, *, on_quit: Callable[[], None] | None = None) -> str:
         """Accept QMP clients.

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from qmig_e2k.migration.handle import Arrival, Migration
     from qmig_e2k.migration.lifetime import Closable
+    from qmig_e2k.migration.notifier import Notifier
     from qmig_e2k.migration.snapshot_files import SnapshotDirectory
 
 __all__ = ["Emulator", "Machine", "MappedRam"]
@@ -99,6 +100,7 @@ class Machine:
         arrival: the incoming migration that listens or is being loaded, or the last one.
         departure: the outgoing migration under way, or the last one.
         servers: QMP servers that `close` ends.
+        notifiers: what `close` ends last, so that they tell how everything ended.
         snapshots: where its snapshots are, if it has a place for them.
         jobs: what `snapshot-save` and the like have begun.
         saving: a snapshot is being saved, as an outgoing migration.
@@ -145,6 +147,7 @@ class Machine:
         self.arrival: Arrival | None = None
         self.departure: Migration | None = None
         self.servers: list[Closable] = []
+        self.notifiers: set[Notifier] = set()
         self.snapshots: SnapshotDirectory | None = None
         self.jobs = Jobs(self.control)
         self.saving = False
@@ -196,7 +199,7 @@ class Machine:
 
     @property
     def listens(self) -> bool:
-        """An incoming migration waits for its source or is under way; from the moment on that its end is reported not."""
+        """An incoming migration waits for its source or is under way; no more once its end is reported."""
         over = self.control.incoming_status in ("completed", "failed")
         return not over and self.arrival is not None and not self.arrival.done()
 
@@ -541,6 +544,8 @@ class Machine:
         for handle in (self.departure, self.arrival):
             while handle is not None and not handle.ended(_CLOSE_POLL):
                 self.abandon()  # a connection that is lost now is not found again
+        for notifier in list(self.notifiers):
+            notifier.close()
         if self.stuck:
             end_with_program(self)  # before anything that can fail
             log.error("threads wait for %d pages of a machine that was given up: they end with the process", self.stuck)
