@@ -551,6 +551,13 @@ class SectionEvent:
     def uuid(self) -> bytes | None: ...
 
 @final
+class Life:
+    """Signs of life of this process's interpreter, for `Incoming.guard`."""
+
+    def beat(self) -> None:
+        """One of them."""
+
+@final
 class Incoming:
     """The destination of one migration: listen, accept, then next() until "eof", then finish. One object per attempt.
 
@@ -592,6 +599,9 @@ class Incoming:
         """Before next(): a device wants more of its state before the machine is stopped, so the capability `switchover-ack` lets the source wait."""
     def devices_ready(self) -> None:
         """They have it now: a source that waits is told. Raises MigrationError if it cannot be told."""
+    def guard(self, life: Life, patience: float) -> None:
+        """Before the machine is given up in postcopy: if for `patience` seconds somebody waits for a page and `life` has no beat, the process ends
+        with status 1 and a line on standard error, until the memory is complete or let go. Once; ValueError for a time that is none."""
     def waiting(self) -> int:
         """How many pages of the machine somebody waits for, in postcopy."""
     def let_go(self) -> None:

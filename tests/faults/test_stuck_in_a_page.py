@@ -23,6 +23,9 @@ HOST = textwrap.dedent("""
     import atexit, hashlib, os, socket, sys, threading
     from concurrent.futures import ThreadPoolExecutor
     from qmig_e2k import Vm
+    from qmig_e2k.migration import lifetime
+
+    lifetime.FROZEN_S = 1.0
 
     def say(*words):
         print(*words, flush=True)
@@ -64,11 +67,14 @@ HOST = textwrap.dedent("""
                 say("waiting", arrival.waiting)
             elif command == "alive":
                 say("alive")
-            elif command == "end":
+            elif command in ("end", "late"):
                 break
             elif command == "wait":
                 arrival.wait(30)
                 say("complete", hashlib.sha256(memory).hexdigest())
+    if command == "late":
+        say("closed")
+        say("touched", memory[at[0] : at[1]].tobytes())
 """) % {"size": SIZE}
 
 
@@ -80,7 +86,8 @@ class Host:
         self.address = f"unix:{folder}/host"
         self.source = source
         command = [sys.executable, "-c", HOST, self.address]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, bufsize=1)
         port = int(self.line())
         self.qmp = QmpClient(self.address, alive=self.alive, oob=True)
         source.set_capabilities(postcopy_ram=True)
@@ -247,6 +254,20 @@ def test_the_end_of_its_program(host, how):
     host.tell("end")
     assert host.process.wait(60) == 1
     assert host.process.stdout.read() == "", "nothing was received into a page of zeros"
+
+
+def test_a_page_of_a_machine_that_was_closed(host):
+    """Who touches it then stops the whole interpreter for ever: a thread that does not need it ends the process.
+
+    A first thread waits with the interpreter's lock free, so that the memory is not let go.
+    """
+    host.tell("receive", LAST, SIZE)
+    wait_until(lambda: (host.tell("waiting"), host.line())[1] == "waiting 1", what="a thread that waits")
+    host.tell("late", LAST - PAGE, LAST)
+    assert host.line() == "closed"
+    assert host.process.wait(60) == 1
+    assert host.process.stdout.read() == "", "no zeros were seen"
+    assert "nothing moves beside threads that wait for 2 pages of a machine" in host.process.stderr.read()
 
 
 def test_the_ordinary_end_of_its_program(host):

@@ -13,6 +13,7 @@ from qmig_e2k._core import Control, Incoming
 from qmig_e2k.errors import MigrationError, migration_error, twin
 from qmig_e2k.migration.blockers import POSTCOPY
 from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
+from qmig_e2k.migration.lifetime import guard
 
 __all__ = ["Arrival", "Handle", "Migration"]
 
@@ -189,6 +190,10 @@ class Arrival(Handle):
         """
         self._source.abandon()
         self._source.close()
+
+    def guard(self) -> None:
+        """Before `abandon` in postcopy: a program that stands still in a page of the machine from now on ends."""
+        guard(self._source)
 
     @property
     def waiting(self) -> int:

@@ -4,7 +4,8 @@ The workers of this package are ordinary threads, so that none is torn down in t
 that nobody ever connects to
 would then keep a finished program alive. A small watcher, which the interpreter does not wait for, closes whatever is
 open at that moment. A thread that waits for a page of a machine that was given up cannot be ended by anything but the
-process, which then ends with status 1.
+process, which then ends with status 1. If it has the interpreter's lock not even the watcher can do that: a thread of
+the core does, which misses the beats of a thread of this file.
 """
 
 import os
@@ -15,7 +16,9 @@ import weakref
 from contextlib import suppress
 from typing import Protocol
 
-__all__ = ["close_with_program", "end_with_program"]
+from qmig_e2k._core import Incoming, Life
+
+__all__ = ["close_with_program", "end_with_program", "guard"]
 
 
 class Closable(Protocol):
@@ -36,6 +39,12 @@ class Closing(Closable, Protocol):
 GRACE_S = 5.0
 """What a finished program with stuck threads leaves to its other ones."""
 
+FROZEN_S = 10.0
+"""How long an interpreter may stand still while a thread waits for a page that will never come."""
+
+_BEAT_S = 0.1
+"""Between signs of life; many in FROZEN_S, for a busy interpreter gives each thread its turn late."""
+
 _POLL_S = 1.0
 """Between looks whether the program ends."""
 
@@ -43,6 +52,7 @@ _open: "weakref.WeakSet[Closing]" = weakref.WeakSet()
 _stuck: list[Closing] = []
 _lock = threading.Lock()
 _watcher: threading.Thread | None = None
+_life: Life | None = None
 
 
 def close_with_program(thing: Closing) -> None:
@@ -57,6 +67,26 @@ def end_with_program(thing: Closing) -> None:
     with _lock:
         _stuck.append(thing)
     _begin()
+
+
+def guard(source: Incoming) -> None:
+    """The machine of `source` is about to be given up: who stops the interpreter in a page of it ends the process.
+
+    Raises MigrationError (`io`) if there is no thread for that.
+    """
+    global _life  # noqa: PLW0603  one interpreter per process
+    with _lock:
+        if _life is None:
+            life = Life()
+            threading.Thread(target=_beat, args=(life,), name="life", daemon=True).start()
+            _life = life
+    source.guard(_life, FROZEN_S)
+
+
+def _beat(life: Life) -> None:
+    while True:
+        life.beat()
+        time.sleep(_BEAT_S)
 
 
 def _begin() -> None:

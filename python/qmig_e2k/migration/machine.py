@@ -486,8 +486,10 @@ class Machine:
         if self.control.outgoing_status == "postcopy-paused":
             self.control.fail_outgoing("the machine was closed while the destination still needed its memory")
         if self.arrival is not None:
-            if self.control.incoming_status in POSTCOPY and (stopping := self._halting()) is not None:
-                stopping.join(_STOP_PATIENCE)
+            if self.control.incoming_status in POSTCOPY:
+                self.arrival.guard()
+                if (stopping := self._halting()) is not None:
+                    stopping.join(_STOP_PATIENCE)
             self.arrival.abandon()
 
     def give_up(self) -> None:

@@ -1,5 +1,9 @@
 //! Incoming for Python: signatures and conversions only.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use qmig_core::channel::Uri;
 use qmig_core::recv;
@@ -14,6 +18,7 @@ use crate::wire::Reader;
 /// Adds this file's classes to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Incoming>()?;
+    module.add_class::<Life>()?;
     module.add_class::<SectionEvent>()
 }
 
@@ -47,6 +52,23 @@ impl SectionEvent {
             capabilities: Vec::new(),
             uuid: None,
         }
+    }
+}
+
+/// Signs of life of this process's interpreter.
+#[pyclass(frozen, module = "qmig_e2k._core")]
+#[derive(Debug)]
+pub struct Life(Arc<recv::Life>);
+
+#[pymethods]
+impl Life {
+    #[new]
+    fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    fn beat(&self) {
+        self.0.beat();
     }
 }
 
@@ -143,6 +165,11 @@ impl Incoming {
 
     fn abandon(&self, py: Python<'_>) {
         py.detach(|| self.inner.abandon());
+    }
+
+    fn guard(&self, life: &Bound<'_, Life>, patience: f64) -> PyResult<()> {
+        let patience = Duration::try_from_secs_f64(patience).map_err(|e| PyValueError::new_err(e.to_string()))?;
+        self.inner.guard(&life.get().0, patience, recv::end_process).map_err(|e| to_py(&e))
     }
 
     fn waiting(&self) -> u64 {

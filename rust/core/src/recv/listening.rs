@@ -20,7 +20,7 @@ mod recovery;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::back::Back;
 use super::connection::{Connection, never_ran};
@@ -80,6 +80,8 @@ pub struct Listening {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Commands that had no effect, on all connections.
     passed_over: Repeats,
+    /// Somebody watches over who waits in vain.
+    guarded: AtomicBool,
 }
 
 impl Listening {
@@ -110,6 +112,7 @@ impl Listening {
             silence: Arc::new(Silence::new(Arc::clone(&requests), deadlines.stall)),
             thread: Mutex::default(),
             passed_over: Repeats::default(),
+            guarded: AtomicBool::new(false),
             requests,
         });
         this.lock().back = Some(Arc::clone(&connection.back));
@@ -216,6 +219,25 @@ impl Listening {
         if self.requests.memory().uffd().is_ok() { self.requests.outstanding() } else { 0 }
     }
 
+    /// True for the first who asks.
+    pub fn is_unguarded(&self) -> bool {
+        !self.guarded.swap(true, Ordering::SeqCst)
+    }
+
+    /// Waits so long; false, and at once, if nobody can wait for a page any more.
+    pub fn rest(&self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        let mut state = self.lock();
+        while self.requests.memory().uffd().is_ok() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        false
+    }
+
     /// After `abandon`: nobody acts on the memory any more. Whoever waits for a page all the same goes on, and finds zeros.
     pub fn let_go(&self) {
         if self.lock().ended.is_some() {
@@ -301,6 +323,8 @@ impl Listening {
     fn release(&self) {
         self.requests.memory().disarm();
         drop(self.faults().take());
+        drop(self.lock()); // who has looked already waits by now
+        self.changed.notify_all();
     }
 
     fn faults(&self) -> MutexGuard<'_, Option<Faults>> {

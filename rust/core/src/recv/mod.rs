@@ -26,9 +26,10 @@ mod silence;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod vigil;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::channel::{Cancel, Listener};
 use crate::control::{Control, Links};
@@ -40,6 +41,7 @@ use crate::{Error, ErrorKind, Result};
 
 use back::{Back, PATIENCE, no_way_back};
 pub use deadlines::Deadlines;
+pub use vigil::{Life, end_process};
 
 use connection::{Connection, NEVER_RAN};
 use feed::Feed;
@@ -313,6 +315,15 @@ impl Incoming {
                 listening.abandon();
             }
             self.cancel.set();
+        }
+    }
+
+    /// The machine is about to be given up, or has been: if from now on somebody waits for a page of it and for so long there is no sign of
+    /// `life`, `end` is called with the number of such pages. Once; nothing outside of postcopy, and over when the memory is complete or let go.
+    pub fn guard(&self, life: &Arc<Life>, patience: Duration, end: impl FnOnce(u64) + Send + 'static) -> Result<()> {
+        match self.listening() {
+            Some(listening) if listening.is_unguarded() => vigil::keep(listening, Arc::clone(life), patience, end),
+            _ => Ok(()),
         }
     }
 

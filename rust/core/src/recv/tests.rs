@@ -154,6 +154,34 @@ fn what_a_given_up_machine_waits_for_does_not_come_with_its_end() {
 }
 
 #[test]
+fn whoever_stands_still_beside_a_page_that_will_never_come_is_ended_unless_there_is_life() {
+    let rig = rig();
+    rig.listening.run_machine().unwrap();
+    let (life, (ended, end)) = (Arc::new(Life::default()), std::sync::mpsc::channel());
+    let guard = || vigil::keep(Arc::clone(&rig.listening), Arc::clone(&life), Duration::from_millis(200), {
+        let ended = ended.clone();
+        move |pages| ended.send(pages).unwrap()
+    });
+    guard().unwrap();
+    rig.listening.abandon();
+    rig.cancel.set();
+    rig.listening.join();
+    let block = Arc::clone(&rig.block);
+    let touching = std::thread::spawn(move || block.read(PAGE as u64, &mut [0; 8]));
+    assert_eq!(end.recv_timeout(Duration::from_secs(60)), Ok(1), "nobody is waited for before");
+    // Another watch, with a sign of life at each look: it ends with the memory's.
+    let beating = Arc::clone(&life);
+    let over = Arc::downgrade(&life);
+    guard().unwrap();
+    drop(life);
+    drop(beating);
+    rig.listening.let_go();
+    touching.join().unwrap().unwrap();
+    until("the end of the watch", || over.strong_count() == 0);
+    assert!(end.try_recv().is_err());
+}
+
+#[test]
 fn devices_that_are_never_loaded_are_not_waited_for() {
     let mut rig = rig_with(Deadlines { load: Duration::from_millis(50), ..Deadlines::default() });
     (0..4).for_each(|page| rig.memory.note_received(0, page));
