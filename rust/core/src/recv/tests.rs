@@ -1,5 +1,6 @@
 //! The listen thread, with a fault thread that dies: the kernel reports a fault in memory that is no block's.
 
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -41,6 +42,11 @@ fn rig() -> Rig {
 }
 
 fn rig_with(deadlines: Deadlines) -> Rig {
+    rig_saying(deadlines, &[], &[])
+}
+
+/// With the pages of `received`, and with what the source has said before anybody listens.
+fn rig_saying(deadlines: Deadlines, received: &[usize], said: &[u8]) -> Rig {
     let control = Arc::new(Control::new(None));
     control.begin_incoming().unwrap();
     control.set_incoming_status(Status::None, Status::Active);
@@ -52,9 +58,11 @@ fn rig_with(deadlines: Deadlines) -> Rig {
     let memory = Memory::new(std::slice::from_ref(&block)).unwrap();
     memory.prepare().unwrap();
     memory.arm().unwrap();
+    received.iter().for_each(|page| memory.note_received(0, *page));
     let requests = Requests::new(Arc::clone(&memory), Arc::new(Latency::new()));
 
-    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(said).unwrap();
     let (reader, writer) = halves(ours, &link);
     let back = Arc::new(Back::new(writer, link.clone()));
     let connection = Connection { back, link, second: None, listener: None };
@@ -158,10 +166,12 @@ fn whoever_stands_still_beside_a_page_that_will_never_come_is_ended_unless_there
     let rig = rig();
     rig.listening.run_machine().unwrap();
     let (life, (ended, end)) = (Arc::new(Life::default()), std::sync::mpsc::channel());
-    let guard = || vigil::keep(Arc::clone(&rig.listening), Arc::clone(&life), Duration::from_millis(200), {
-        let ended = ended.clone();
-        move |pages| ended.send(pages).unwrap()
-    });
+    let guard = || {
+        vigil::keep(Arc::clone(&rig.listening), Arc::clone(&life), Duration::from_millis(200), {
+            let ended = ended.clone();
+            move |pages| ended.send(pages).unwrap()
+        })
+    };
     guard().unwrap();
     rig.listening.abandon();
     rig.cancel.set();
@@ -183,11 +193,9 @@ fn whoever_stands_still_beside_a_page_that_will_never_come_is_ended_unless_there
 
 #[test]
 fn devices_that_are_never_loaded_are_not_waited_for() {
-    let mut rig = rig_with(Deadlines { load: Duration::from_millis(50), ..Deadlines::default() });
-    (0..4).for_each(|page| rig.memory.note_received(0, page));
     let mut end = Output::new();
     end.eof();
-    rig.source.1.write_all(end.as_slice()).unwrap();
+    let mut rig = rig_saying(Deadlines { load: Duration::from_millis(50), ..Deadlines::default() }, &[0, 1, 2, 3], end.as_slice());
     assert_eq!(rig.heard(), Some(ReturnMessage::Shut(NEVER_RAN)));
     let error = rig.listening.run_machine().unwrap_err();
     assert!(error.kind == ErrorKind::Timeout && error.message.contains("devices were not loaded within 50ms"), "{error}");
