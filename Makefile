@@ -18,7 +18,7 @@ MINUTES ?= 30
 SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build dev test test-rust test-python test-long lint lint-rust lint-python fmt demo bench docs fuzz cuts doctor pin clean soak asan tsan miri
+.PHONY: help venv build dev test test-rust test-python test-long lint lint-rust lint-python fmt demo bench docs fuzz fuzz-python cuts doctor pin clean soak asan tsan miri
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,6 +106,9 @@ fuzz: ## Fuzz a decoder (FUZZ_TARGET=stream|xbzrle|pages|multifd FUZZ_SECONDS=60
 
 cuts: build ## Cut every wire of a migration at every byte; hours (CUTS_ARGS="--modes tls --pages 100 --json out.json")
 	PYTHONPATH=tests $(BIN)/python -m campaign $(CUTS_ARGS)
+
+fuzz-python: build ## Fuzz what is written in Python (TARGET=vmstate|description|qmp|hmp TIME=60); guided where atheris is installed
+	$(BIN)/python fuzz/python/run.py $(or $(TARGET),vmstate) --time $(or $(TIME),60)
 
 doctor: build ## What the kernel and the permissions allow here
 	$(BIN)/qmig-e2k doctor

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qmig_e2k.testing.strategies import Damaged, Stream
 
 FEW = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
-MANY = settings(FEW, max_examples=2000)
+MANY = settings(FEW, max_examples=1000)
 """For `make test-long`."""
 PLAIN = strategies.streams(encodings=("zero", "page"))
 """What `decode` reads, which is told of no capabilities."""

@@ -103,7 +103,8 @@ def number(line: Line) -> int:
     try:
         return int(word, 0)
     except ValueError:
-        raise LineError(f"invalid char '{word[0]}' in expression") from None
+        wrong = word[:1] or '"'  # of an empty string there are only the quotes
+        raise LineError(f"invalid char '{wrong}' in expression") from None
 
 
 @dataclass(frozen=True, slots=True)
