@@ -421,6 +421,9 @@ class Control:
     def pause(self) -> None:
         """migrate-pause: cut the connection of the outgoing migration in postcopy, else of the incoming one; the status becomes
         `postcopy-paused` a moment later. Raises `invalid-state` if neither is `postcopy-active` or `postcopy-recover`."""
+    def give_up_outgoing(self) -> None:
+        """x-migrate-give-up: a paused outgoing migration whose destination was not heard since the hand-over fails as `ownership-unknown`. Raises
+        `invalid-state` unless it is `postcopy-paused`, and if the destination was heard: it has the machine."""
     def recover(self, uri: str, fd: int | None = None) -> None:
         """migrate-recover: the paused incoming migration listens at `uri` (tcp:, unix:, or fd: with a connected socket, `fd` owned from here
         on) instead of anywhere before; `socket-address` of query-migrate says where. Raises `invalid-state` unless it is

@@ -181,6 +181,8 @@ def test_pause_and_recover_by_the_handles(tmp_path):
             for handle in (migration, arrival):
                 wait_until(lambda handle=handle: handle.status == "postcopy-paused", what="the pause")
             assert migration.info()["error-desc"]
+            with pytest.raises(MigrationError, match="has answered since"):
+                migration.give_up()
             if turn == 2:  # nobody listens there; it can be tried again
                 migration.recover(nobody := recovery(tmp_path))
                 wait_until(lambda nobody=nobody: nobody in migration.info()["error-desc"], what="a refusal")
@@ -525,3 +527,28 @@ def test_a_machine_that_is_given_up_while_its_guest_cannot_stop():
         wait_until(lambda: "stop" not in {thread.name for thread in threads()}, what="the end of the stop")
         destination.vm.stop()
         assert destination.vm.run_state == "internal-error"
+
+
+def test_a_destination_that_was_not_heard_since_the_hand_over():
+    """The way back ends behind the answer to the discards: nobody can know whether the machine arrived. It did not."""
+    with ready() as (source, destination):
+        target, _ = destination.listen()
+        destination.vm.stop()
+        with Proxy(int(target.rpartition(":")[2]), cut_back=PONGS) as proxy:
+            migration = switch(source, proxy.uri)
+            wait_until(lambda: migration.status == "postcopy-paused", what="the pause")
+        assert "not been heard since the hand-over" in migration.info()["error-desc"]
+        destination.vm.close()
+        migration.give_up()
+        with pytest.raises(MigrationError, match="x-migrate-give-up") as caught:
+            migration.wait(20)
+        assert caught.value.kind == "ownership-unknown"
+        assert source.vm.run_state == "postmigrate"
+        with pytest.raises(MigrationError, match="postcopy-paused"):
+            migration.give_up()
+        source.vm.start()
+        assert source.vm.run_state == "running"
+
+
+PONGS = 16
+"""Bytes of the two answers before the hand-over."""

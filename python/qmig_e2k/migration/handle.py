@@ -245,6 +245,16 @@ class Migration(Handle):
         """
         self._control.start_postcopy()
 
+    def give_up(self) -> None:
+        """End one that is `postcopy-paused` and whose destination was not heard since the hand-over.
+
+        `wait` then raises MigrationError (`ownership-unknown`), and the machine stays stopped here. Only who knows that
+        the destination has ended without running it says `Vm.start`.
+
+        Raises MigrationError (`invalid-state`) unless it is paused, and if the destination was heard: it has the machine.
+        """
+        self._control.give_up_outgoing()
+
     def recover(self, uri: str, *, fd: int | None = None) -> None:
         """Connect to the destination, which recovers as well, at `uri`.
 

@@ -147,6 +147,7 @@ CORE: Mapping[str, CoreCommand] = MappingProxyType(
             returns=Struct({"running": BOOL, "singlestep": BOOL, "status": Enum(RUN_STATES)}), oob=True
         ),
         "query-version": CoreCommand(returns=_VERSION),
+        "x-migrate-give-up": CoreCommand(oob=True),
     }
 )
 """Every command that Python does not see."""

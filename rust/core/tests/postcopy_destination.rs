@@ -367,7 +367,7 @@ fn every_bad_package() {
     });
     let cases = [
         ("too large", large, ErrorKind::LimitExceeded, "PACKAGE_MAX", 1),
-        ("truncated", truncated, ErrorKind::Truncated, "", 1),
+        ("truncated", truncated, ErrorKind::Truncated, "", 2),
         ("nested", with(&|p| p.command(&Command::Packaged(0))), ErrorKind::BadCommand, "inside a package", 2),
         ("RAM again", with(&|p| p.section_part(2)), ErrorKind::UnknownElement, "RAM inside a package", 2),
         ("without RUN", with(&|p| device(p)), ErrorKind::Truncated, "without POSTCOPY_RUN", 2),
@@ -741,6 +741,7 @@ fn a_cut_at_every_byte() {
     let mut stream = head(&blocks);
     stream.command(&discard(&[(0, 4096), (8192, 4096)]));
     stream.ping(2);
+    let before_package = stream.len() + packaged(&Output::new()).len();
     stream.put(packaged(&good_package()).as_slice());
     let before_run = stream.len();
     stream.ping(4);
@@ -758,7 +759,8 @@ fn a_cut_at_every_byte() {
         if cut < before_run {
             let error = destination.outcome().unwrap_err();
             assert!(matches!(error.kind, ErrorKind::Truncated | ErrorKind::BadMagic | ErrorKind::Closed), "{cut}: {error}");
-            assert!(!source.rest().contains(&ReturnMessage::Shut(2)), "{cut}: the source still has the machine");
+            // A source that misses only the end of the package may have let go of the machine.
+            assert_eq!(source.rest().contains(&ReturnMessage::Shut(2)), cut >= before_package, "{cut}");
             assert_eq!(destination.control.incoming_status(), Status::Failed);
         } else {
             // The machine may run before or after the cut is noticed.

@@ -193,6 +193,10 @@ impl Control {
         self.0.start_postcopy().map_err(|e| to_py(&e))
     }
 
+    fn give_up_outgoing(&self) -> PyResult<()> {
+        self.0.give_up_outgoing().map_err(|e| to_py(&e))
+    }
+
     fn pause(&self) -> PyResult<()> {
         self.0.pause().map_err(|e| to_py(&e))
     }

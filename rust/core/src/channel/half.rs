@@ -211,6 +211,11 @@ impl WriteHalf {
         }
     }
 
+    /// What is written goes through the records of TLS.
+    pub fn is_secured(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.tls.is_some())
+    }
+
     /// Waits until something can be written: who decides only then what it is, can still decide for what is urgent.
     pub fn room(&self) -> Result<()> {
         match &self.link {

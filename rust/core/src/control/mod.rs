@@ -240,6 +240,22 @@ impl Control {
         Err(self.not_in("migrate-pause", Status::PostcopyActive))
     }
 
+    /// `x-migrate-give-up`: nobody will recover a paused outgoing migration whose destination was not heard since the hand-over. It ends as
+    /// `ownership-unknown`, with the machine stopped, for its administrator to start. `invalid-state` if it is not paused, or if the
+    /// destination was heard: then it has the machine.
+    pub fn give_up_outgoing(&self) -> Result<()> {
+        let paused = |session: &Arc<Session>| session.status() == Status::PostcopyPaused;
+        match self.outgoing().filter(paused) {
+            Some(session) if session.give_up() => Ok(()),
+            Some(session) if session.is_taken() => {
+                let text =
+                    "x-migrate-give-up: the destination has answered since the hand-over, so the machine is there; recover the migration";
+                Err(Error::new(ErrorKind::InvalidState, text))
+            }
+            _ => Err(self.not_in("x-migrate-give-up", Status::PostcopyPaused)),
+        }
+    }
+
     /// `migrate` with `resume`: a paused outgoing migration connects to `uri`. `invalid-state` if it is not paused, or if RAM was
     /// released as it was sent. Does not wait for the connection, which query-migrate tells of; the last one asked for counts.
     pub fn resume_outgoing(&self, uri: &Uri, fd: Option<OwnedFd>) -> Result<()> {

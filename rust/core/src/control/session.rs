@@ -80,6 +80,8 @@ pub struct Session {
     _hurried: Registration,
     /// The destination has recovered once: it ran the machine, whatever it may say.
     recovered: AtomicBool,
+    /// It was heard after the commit: it has the whole machine, but for pages.
+    taken: AtomicBool,
     links: Arc<Links<Target>>,
     /// What every channel of the present connection is secured with.
     tls: Mutex<Option<Arc<Tls>>>,
@@ -111,6 +113,7 @@ impl Session {
             throttle: AtomicU8::new(0),
             deadline: Deadline::default(),
             recovered: AtomicBool::new(false),
+            taken: AtomicBool::new(false),
             link_error: Mutex::new(None),
             hub,
         };
@@ -327,6 +330,35 @@ impl Session {
 
     pub(super) fn resume(&self, uri: &Uri, fd: Option<OwnedFd>) {
         self.links.post(Target { uri: uri.clone(), fd, tls: self.hub.tls() });
+    }
+
+    /// The destination has said something that it can say with the whole package only, if the machine was given away.
+    pub fn heard(&self) {
+        if self.ownership() == Ownership::Committed {
+            self.taken.store(true, Ordering::Release);
+        }
+    }
+
+    /// The destination has shown that it got the machine.
+    pub fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Acquire)
+    }
+
+    /// In `postcopy-paused`, with a destination that was not heard since the machine was given away: the migration ends in failure, and
+    /// whose the machine is remains unknown. False in any other status, and if it was heard.
+    pub(super) fn give_up(&self) -> bool {
+        let mut given_up = false;
+        self.change(|now| {
+            given_up = now == Status::PostcopyPaused && !self.is_taken();
+            if given_up {
+                self.record(Error::new(ErrorKind::Cancelled, "given up on request (x-migrate-give-up)"));
+            }
+            None
+        });
+        if given_up {
+            self.cancel.set();
+        }
+        given_up
     }
 
     /// `migrate-pause`: cuts the connection; whoever moves bytes finds it and pauses.

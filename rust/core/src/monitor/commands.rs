@@ -19,6 +19,7 @@ const ANSWERED: &[(&str, bool)] = &[
     ("query-migrate", true),
     ("query-status", true),
     ("query-version", false),
+    ("x-migrate-give-up", true),
 ];
 
 /// What all clients are told alike.
@@ -105,9 +106,9 @@ impl Facts {
                 control.recover_incoming(&uri, fd)?;
                 Ok(json!({}))
             }
-            "migrate-pause" => {
+            "migrate-pause" | "x-migrate-give-up" => {
                 arguments.end()?;
-                control.pause()?;
+                if name == "migrate-pause" { control.pause() } else { control.give_up_outgoing() }?;
                 Ok(json!({}))
             }
             _ => {

@@ -89,7 +89,7 @@ struct Link {
     fence: Option<u32>,
     /// RAM's END was seen: what follows is the end of a precopy migration.
     precopy_ends: bool,
-    /// A whole package is here: the source has let go of the machine.
+    /// A package was begun: the source has let go of the machine, or is about to.
     packaged: bool,
     listening: Option<Arc<Listening>>,
 }
@@ -409,8 +409,9 @@ impl Incoming {
         }
         let main = feed.main.as_mut().ok_or_else(closed)?;
         let offset = main.input().offset();
-        let bytes = main.input().read_vec(size.into()).map_err(|e| e.within("package"))?;
+        // If the rest does not come the source cannot know that; but this side does.
         self.link().packaged = true;
+        let bytes = main.input().read_vec(size.into()).map_err(|e| e.within("package"))?;
         self.settle()?;
         feed.package = Some(main.package(bytes, offset));
         Ok(())

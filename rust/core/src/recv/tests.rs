@@ -58,7 +58,9 @@ fn rig_saying(deadlines: Deadlines, received: &[usize], said: &[u8]) -> Rig {
     let memory = Memory::new(std::slice::from_ref(&block)).unwrap();
     memory.prepare().unwrap();
     memory.arm().unwrap();
-    received.iter().for_each(|page| memory.note_received(0, *page));
+    for page in received {
+        memory.note_received(0, *page);
+    }
     let requests = Requests::new(Arc::clone(&memory), Arc::new(Latency::new()));
 
     let (ours, mut theirs) = UnixStream::pair().unwrap();

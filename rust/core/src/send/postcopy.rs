@@ -17,7 +17,8 @@
 //! The destination reads the package whole before it obeys any of it, so without its last bytes (RUN) nothing has happened: up to
 //! there a failure leaves the machine here. From the commit on the memory is kept, and whatever breaks the connection leads to
 //! `postcopy-paused`, where the next connection is waited for. Only the destination can end it: with everything received (SHUT 0),
-//! in failure, or because it never ran the machine (SHUT 2, ours alone), which then goes on here.
+//! in failure, or because it never ran the machine (SHUT 2, ours alone), which then goes on here. So it does if the kernel has not
+//! taken all of RUN. A destination that ended between the two is never heard again: that is for an administrator to find out.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -210,9 +211,10 @@ impl Outgoing {
     fn give(&mut self, flow: Flow, clean: &[Bitmap]) -> Result<()> {
         let stall = self.stall_deadline;
         self.parts()?.1.set_deadline(Instant::now() + stall);
-        let run = std::mem::take(&mut self.run);
+        let run = self.run.clone();
         self.put(&run)?;
         self.flush()?;
+        self.run.clear();
         self.session.mark_handed_over();
         self.ping_as(PING_RUNNING)?;
         for (block, clean) in clean.iter().enumerate() {
@@ -254,6 +256,11 @@ impl Outgoing {
             ErrorKind::Cancelled => Error::new(ErrorKind::Cancelled, "the connection was ended on request (migrate-pause)"),
             _ => self.blame(error),
         };
+        // The kernel has not taken all of RUN, and nobody else has it: so the destination can never run the machine.
+        let kept = !std::mem::take(&mut self.run).is_empty() && !self.stream()?.keeps_bytes();
+        if kept && self.session.give_back(error.clone()) {
+            return Err(error);
+        }
         let release = self.plan.is_some_and(|plan| plan.release);
         let ended = match said {
             None | Some(0) => false,
@@ -267,6 +274,7 @@ impl Outgoing {
                 self.session.status() == Status::PostcopyActive
             }
         };
+        let error = if self.session.is_taken() { error } else { unheard(error) };
         let recoverable = !ended && !release && self.options.format != Format::V2_9;
         if recoverable && self.session.lose_link(&error) {
             self.stream = None;
@@ -355,6 +363,13 @@ impl Outgoing {
         let back = self.back.as_ref().ok_or_else(one_way)?;
         wait(back).map_err(|e| self.blame(e))
     }
+}
+
+/// A connection that was lost with the last bytes of the package on their way.
+fn unheard(mut error: Error) -> Error {
+    error.message += "; the destination has not been heard since the hand-over: if it has ended without running the machine, \
+                      x-migrate-give-up and then cont let it run here";
+    error
 }
 
 pub(super) fn one_way() -> Error {

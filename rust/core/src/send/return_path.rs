@@ -210,12 +210,16 @@ impl Shared {
             let at = input.offset();
             match ReturnMessage::read(&mut input)? {
                 None => return Ok(()),
-                Some(ReturnMessage::Pong(token)) => self.note(|heard| heard.pong = Some(token)),
+                Some(ReturnMessage::Pong(token)) => {
+                    self.session.heard();
+                    self.note(|heard| heard.pong = Some(token));
+                }
                 Some(ReturnMessage::Shut(status)) => {
                     self.note(|heard| heard.shut = Some(status));
                     return Ok(());
                 }
                 Some(ReturnMessage::ReqPages { name, start, length }) => {
+                    self.session.heard();
                     self.session.counters.postcopy_requests.add(1);
                     let urgent = self.urgent.get().ok_or_else(|| out_of_place("a page request").at(at))?;
                     let wanted = self.find(name.as_deref(), &mut last).and_then(|block| Ok((block, self.pages(block, start, length)?)));
@@ -226,6 +230,7 @@ impl Shared {
                 }
                 Some(ReturnMessage::RecvBitmap(name)) => {
                     let block = self.awaited(&name).map_err(|e| e.at(at).within("return-path"))?;
+                    self.session.heard();
                     let pages = self.blocks[block].pages();
                     let bytes = read_bitmap(&mut input, pages as u64)?;
                     self.note(|heard| {

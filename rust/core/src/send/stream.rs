@@ -131,6 +131,11 @@ impl Stream {
         self.writer.drained(deadline)
     }
 
+    /// A write that fails may leave bytes behind that go out all the same: sealed records do.
+    pub fn keeps_bytes(&self) -> bool {
+        self.writer.is_secured()
+    }
+
     /// Wait until the peer's kernel has what was flushed.
     pub fn arrived(&self, deadline: Instant) -> Result<()> {
         self.writer.arrived(deadline)

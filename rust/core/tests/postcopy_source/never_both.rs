@@ -1,11 +1,13 @@
 //! The connection is cut after every byte of the switch, in either direction: at most one side may run the machine.
 
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread;
 
 use qmig_core::ErrorKind;
-use qmig_core::control::Status;
+use qmig_core::control::{Ownership, Status};
 use qmig_core::send::Format;
+use qmig_core::wire::ReturnMessage;
 
 use crate::cut::relay;
 use crate::peer::{Peer, Setting, Source, block};
@@ -72,5 +74,52 @@ fn cut_after_every_byte_of_the_answers() {
     for back in 0..16 {
         let outcome = migrate(usize::MAX, back);
         assert!(outcome.runs_here && !outcome.runs_there, "cut after {back} bytes");
+    }
+}
+
+/// The setup and the package as far as it is sent before the commit.
+fn without_run(peer: &mut Peer) {
+    peer.header();
+    let size = peer.until(7);
+    // The rest of the package is there; what is sent from here on is refused.
+    peer.socket.shutdown(Shutdown::Read).unwrap();
+    peer.bytes(u32::from_be_bytes(size.try_into().unwrap()) as usize - LAST);
+}
+
+#[test]
+fn a_machine_whose_run_the_kernel_did_not_take_runs_on_here() {
+    let (mut peer, source) = Peer::with_source(&[block("ram", 2)], &Setting::new(Format::V7_2));
+    without_run(&mut peer);
+    let session = source.session.clone();
+    let (moved, status) = source.end();
+    assert!(moved.is_err() && status == Status::Failed, "{moved:?}");
+    assert_eq!((session.owned(), session.ownership()), (true, Ownership::Withdrawn), "after the commit, and back");
+    assert_ne!(session.error().unwrap().kind, ErrorKind::OwnershipUnknown);
+}
+
+#[test]
+fn a_destination_that_was_not_heard_since_can_be_given_up() {
+    for heard in [false, true] {
+        let (mut peer, source) = Peer::with_source(&[block("ram", 2)], &Setting::new(Format::V7_2));
+        assert!(source.control.give_up_outgoing().unwrap_err().message.contains("postcopy-paused"));
+        peer.switched();
+        if heard {
+            peer.say(&ReturnMessage::Pong(3));
+        }
+        peer.hang_up();
+        let why = source.paused();
+        assert_eq!(why.contains("x-migrate-give-up and then cont"), !heard, "{why}");
+        let given_up = source.control.give_up_outgoing();
+        if heard {
+            let error = given_up.unwrap_err();
+            assert!(error.kind == ErrorKind::InvalidState && error.message.contains("has answered"), "{error}");
+            source.give_up();
+            continue;
+        }
+        given_up.unwrap();
+        let session = source.session.clone();
+        let (moved, status) = source.end();
+        assert_eq!((moved.unwrap_err().kind, status), (ErrorKind::OwnershipUnknown, Status::Failed));
+        assert!(!session.owned(), "nobody has said that it may run here");
     }
 }
