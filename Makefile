@@ -8,8 +8,11 @@ BIN := $(VENV)/bin
 # One profile for the extension, the Rust tests and clippy: on two cores compiling the dependencies twice costs more than optimising.
 PROFILE := --release
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
-FUZZ_SECONDS ?= 60
-FUZZ_TARGET ?= stream
+TARGET ?=
+TIME ?= 60
+SANITIZER ?= address
+FUZZ_ARGS ?=
+COVERAGE ?= wire,page,recv
 BENCH ?= precopy
 BENCH_ARGS ?=
 CUTS_ARGS ?=
@@ -18,7 +21,7 @@ MINUTES ?= 30
 SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build dev test test-rust test-python test-long lint lint-rust lint-python fmt demo bench docs fuzz fuzz-python cuts doctor pin clean soak asan tsan miri
+.PHONY: help venv build dev test test-rust test-python test-long lint lint-rust lint-python fmt demo bench docs fuzz fuzz-smoke fuzz-python coverage cuts doctor pin clean soak asan tsan miri
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,7 +54,7 @@ test-rust:
 test-python: build
 	$(BIN)/pytest -m "not long" $(PYTEST_ARGS)
 
-test-long: build ## The tests that take longer
+test-long: build fuzz-smoke ## The tests that take longer
 	$(BIN)/pytest -m long --timeout 1800 $(PYTEST_ARGS)
 
 soak: build ## Two processes, one busy machine, back and forth (MINUTES=30, SOAK_ARGS="--seed 1 --json out.json"); see docs/how-to/long-checks.md
@@ -99,10 +102,14 @@ $(VENV)/.docs: requirements/docs.txt $(VENV)/.pinned
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/docs.txt -c requirements/dev.txt
 	@touch $@
 
-fuzz: ## Fuzz a decoder (FUZZ_TARGET=stream|xbzrle|pages|multifd FUZZ_SECONDS=60); see fuzz/README.md
-	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is needed: cargo install cargo-fuzz --locked"; exit 1; }
-	$(PYTHON) fuzz/make_seeds.py
-	cd fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $(FUZZ_TARGET) -- $(if $(wildcard fuzz/$(FUZZ_TARGET).dict),-dict=$(FUZZ_TARGET).dict) -max_total_time=$(FUZZ_SECONDS)
+fuzz: ## Fuzz the decoders (TARGET=stream or none for all, TIME=60 seconds each, SANITIZER=address|none); see docs/how-to/fuzz.md
+	$(PYTHON) fuzz/run.py $(TARGET) --seconds $(TIME) --sanitizer $(SANITIZER) $(FUZZ_ARGS)
+
+fuzz-smoke: ## Every fuzz target for 20 seconds (TIME=20), without a sanitizer
+	$(PYTHON) fuzz/run.py --seconds $(if $(filter file,$(origin TIME)),20,$(TIME)) --sanitizer none $(FUZZ_ARGS)
+
+coverage: ## Lines of the core that the Rust tests and the fuzz corpora reach (COVERAGE=wire,page,recv)
+	tools/coverage $(COVERAGE)
 
 cuts: build ## Cut every wire of a migration at every byte; hours (CUTS_ARGS="--modes tls --pages 100 --json out.json")
 	PYTHONPATH=tests $(BIN)/python -m campaign $(CUTS_ARGS)

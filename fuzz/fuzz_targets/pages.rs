@@ -1,50 +1,6 @@
-//! Compressed pages and packets: garbage, bombs, dictionaries, frames one after another. The first byte chooses the decoder.
-//!
-//! What is accepted fills the output exactly, and says the same a second time; nothing writes behind the output (the sanitizer sees
-//! that) and nothing panics. A page that our own encoder made of the input comes back as it was.
+//! What this does, how to run it and what it asserts: `../src/pages.rs`.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use qmig_core::page::{Inflate, Unzstd, deflate_page, inflate_page, unzstd_page, zstd_page};
+use libfuzzer_sys::{Corpus, fuzz_target};
 
-const PAGE: usize = 4096;
-
-fuzz_target!(|data: &[u8]| {
-    let Some((&choice, rest)) = data.split_first() else { return };
-    match choice % 5 {
-        0 => twice(|page| inflate_page(rest, false, page).is_ok()),
-        1 => twice(|page| inflate_page(rest, true, page).is_ok()),
-        2 => twice(|page| unzstd_page(rest, page).is_ok()),
-        3 => packets(rest),
-        _ => there_and_back(rest),
-    }
-});
-
-/// A decoder has no state that outlives a page.
-fn twice(decode: impl Fn(&mut [u8]) -> bool) {
-    let (mut first, mut second) = (vec![1; PAGE], vec![2; PAGE]);
-    let accepted = decode(&mut first);
-    assert_eq!(decode(&mut second), accepted);
-    assert!(!accepted || first == second, "accepted without filling the page");
-}
-
-/// One stream over several packets, each with room for one byte too many. After an error there is no next packet.
-fn packets(bytes: &[u8]) {
-    let Ok(mut zstd) = Unzstd::new() else { return };
-    let mut zlib = Inflate::default();
-    let (mut out, mut zlib_goes_on, mut zstd_goes_on) = (vec![0; PAGE + 1], true, true);
-    for packet in bytes.split(|byte| *byte == 0xa5) {
-        zlib_goes_on = zlib_goes_on && zlib.run(packet, &mut out).is_ok();
-        zstd_goes_on = zstd_goes_on && zstd.run(packet, &mut out).is_ok();
-    }
-}
-
-fn there_and_back(bytes: &[u8]) {
-    let mut page = bytes.to_vec();
-    page.resize(PAGE, 0);
-    let mut back = vec![0xee; PAGE];
-    let level = i32::from(bytes.first().copied().unwrap_or(0) % 10);
-    assert!(deflate_page(&page, level).is_ok_and(|packed| inflate_page(&packed, false, &mut back).is_ok()) && back == page);
-    back.fill(0xee);
-    assert!(zstd_page(&page, level).is_ok_and(|packed| unzstd_page(&packed, &mut back).is_ok()) && back == page);
-}
+fuzz_target!(|data: &[u8]| -> Corpus { if qmig_fuzz::pages::run(data) { Corpus::Keep } else { Corpus::Reject } });

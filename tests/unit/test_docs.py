@@ -20,7 +20,7 @@ def test_every_error_kind_has_a_row():
 def test_every_make_target_explains_itself():
     makefile = (REPOSITORY / "Makefile").read_text()
     explained = set(re.findall(r"^([a-z-]+):.* ## \S", makefile, re.MULTILINE))
-    wanted = "help venv build dev test test-long lint fmt demo bench docs fuzz doctor clean".split()
+    wanted = "help venv build dev test test-long lint fmt demo bench docs fuzz fuzz-smoke coverage doctor clean".split()
     assert explained >= set(wanted)
 
 

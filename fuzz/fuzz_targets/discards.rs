@@ -1,0 +1,6 @@
+//! What this does, how to run it and what it asserts: `../src/discards.rs`.
+#![no_main]
+
+use libfuzzer_sys::{Corpus, fuzz_target};
+
+fuzz_target!(|data: &[u8]| -> Corpus { if qmig_fuzz::discards::run(data) { Corpus::Keep } else { Corpus::Reject } });

@@ -1,0 +1,6 @@
+//! What this does, how to run it and what it asserts: `../src/memory.rs`.
+#![no_main]
+
+use libfuzzer_sys::{Corpus, fuzz_target};
+
+fuzz_target!(|data: &[u8]| -> Corpus { if qmig_fuzz::memory::run(data) { Corpus::Keep } else { Corpus::Reject } });
