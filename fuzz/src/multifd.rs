@@ -26,7 +26,7 @@ pub fn run(data: &[u8]) -> bool {
 
 /// Elements that were accepted, pages of them, and why it ended.
 fn channel(source: impl ByteSource) -> (usize, usize, Option<Error>) {
-    let mut input = Input::new(source);
+    let mut input = Input::with_capacity(source, 0);
     let (mut elements, mut pages) = (0, 0);
     let ended = (|| {
         Hello::read(&mut input)?;

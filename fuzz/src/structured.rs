@@ -165,7 +165,6 @@ impl Maker {
         let name = SHAPE[block].0.as_bytes();
         // Who names a block again does no wrong.
         let name = if self.current == Some(block) && !u.ratio(1, 8)? { None } else { Some(name) };
-        self.current = Some(block);
         let before = self.pages.get(&(block, offset)).cloned().unwrap_or_else(|| vec![0; PAGE]);
         let mut page = before.clone();
         for _ in 0..u.int_in_range(1..=4)? {
@@ -199,6 +198,7 @@ impl Maker {
                 self.out.put(&page);
             }
         }
+        self.current = Some(block);
         self.pages.insert((block, offset), page);
         Ok(())
     }

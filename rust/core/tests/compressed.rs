@@ -15,7 +15,7 @@ use qmig_core::ram::Block;
 use qmig_core::ram::dirty::DirtyMode;
 use qmig_core::recv::Incoming;
 use qmig_core::send::{Format, Options, Outgoing, Step};
-use qmig_core::wire::consts::{RAM_COMPRESS_PAGE, RAM_ZERO};
+use qmig_core::wire::consts::{RAM_COMPRESS_PAGE, RAM_PAGE, RAM_XBZRLE, RAM_ZERO};
 use qmig_core::wire::{Accept, BlockEntry, CodedPage, Decoder, DecoderOptions, Event, Input, Output, PageSink};
 use qmig_core::{Error, ErrorKind, Result};
 
@@ -275,6 +275,40 @@ fn every_page_is_in_place_at_the_end_of_its_section() {
         block.read((page * PAGE) as u64, &mut found).unwrap();
         let wanted = if page == 4 { vec![0; PAGE] } else { whole(page) };
         assert!(found == wanted, "page {page}");
+    }
+}
+
+/// Real sources do not do that. Whoever does shall find what the offline reader finds, on whatever thread the pages were.
+#[test]
+fn of_a_page_that_comes_twice_in_a_section_the_last_version_stays() {
+    let block = Block::anon("ram", (8 * PAGE) as u64).unwrap();
+    let packed = |fill: u8| deflate_page(&[fill; PAGE], 1).unwrap();
+    load(&["compress"], &block, |stream| {
+        // Then zeros, then as it is, then as a difference, then compressed.
+        for page in 0..4 {
+            put_packed(stream, page, &packed(1));
+        }
+        stream.page_record(0, RAM_ZERO, None);
+        stream.u8(0);
+        stream.page_record(PAGE as u64, RAM_PAGE, None);
+        stream.put(&[3; PAGE]);
+        stream.page_record(2 * PAGE as u64, RAM_XBZRLE, None);
+        stream.put(&[1, 0, 3, 0, 1, 4]);
+        put_packed(stream, 3, &packed(5));
+        // More versions than all threads take at once.
+        for version in 6..=200 {
+            put_packed(stream, 4, &packed(version));
+            put_packed(stream, 5, &packed(version));
+        }
+        end(stream);
+    })
+    .unwrap();
+    let mut difference = [1; PAGE];
+    difference[0] = 4;
+    for (page, expected) in [[0; PAGE], [3; PAGE], difference, [5; PAGE], [200; PAGE], [200; PAGE]].iter().enumerate() {
+        let mut found = [0; PAGE];
+        block.read((page * PAGE) as u64, &mut found).unwrap();
+        assert!(found == *expected, "page {page}");
     }
 }
 

@@ -3,6 +3,8 @@
 //! All of a section's pages are in place before its end is passed on. A page that does not decode is told there, the first of the stream if
 //! there are several: what came behind it may be in place already, in a machine that will not run.
 
+use std::collections::HashSet;
+
 use super::places::Places;
 use crate::page::{Pool, Taken};
 use crate::{Error, Result};
@@ -22,6 +24,8 @@ pub struct Place {
 #[derive(Debug)]
 pub struct Inflating {
     pool: Pool<Place>,
+    /// Block and offset of what is not in place yet.
+    pending: HashSet<(usize, u64)>,
     /// The first failure in stream order, with the offset of its record.
     failed: Option<(u64, Error)>,
 }
@@ -29,11 +33,13 @@ pub struct Inflating {
 impl Inflating {
     /// With its threads.
     pub fn start(threads: u8) -> Result<Self> {
-        Ok(Self { pool: Pool::inflate(threads.into())?, failed: None })
+        Ok(Self { pool: Pool::inflate(threads.into())?, pending: HashSet::new(), failed: None })
     }
 
     /// A compressed page came. `places` are those of the stream.
     pub fn take(&mut self, place: Place, bytes: &[u8], places: &Places) -> Result<()> {
+        self.meet(place.block, place.offset, places)?;
+        self.pending.insert((place.block, place.offset));
         if !self.pool.is_filling() {
             while self.store(false, places)? {}
             while !self.pool.room() {
@@ -42,6 +48,11 @@ impl Inflating {
         }
         self.pool.put_packed(place, bytes);
         Ok(())
+    }
+
+    /// Another version of this page comes: the one before it, if it is still on its way, is put in place first.
+    pub fn meet(&mut self, block: usize, offset: u64, places: &Places) -> Result<()> {
+        if self.pending.contains(&(block, offset)) { self.finish(places) } else { Ok(()) }
     }
 
     /// The section ends: everything that came is in place.
@@ -56,6 +67,7 @@ impl Inflating {
         let Some(batch) = self.pool.taken(wait)? else { return Ok(false) };
         for (place, taken) in batch.pages() {
             let target = &places[place.block];
+            self.pending.remove(&(place.block, place.offset));
             let stored = match taken {
                 Taken::Page(bytes) => target.put(place.offset, bytes),
                 Taken::Bad(error) => Err(error),

@@ -105,10 +105,16 @@ impl RamLoader {
 
     /// Changes a page by a difference. It is put together apart from guest memory: a delta that is refused has changed nothing.
     fn patch(&mut self, block: usize, offset: u64, delta: &[u8]) -> Result<()> {
+        self.overtake(block, offset)?;
         let mut page = [0; TARGET_PAGE];
         self.places[block].block().read(offset, &mut page)?;
         xbzrle_decode(delta, &mut page)?;
         self.places[block].put(offset, &page)
+    }
+
+    /// What came of a page in this section and is being decompressed is older than what comes now.
+    fn overtake(&mut self, block: usize, offset: u64) -> Result<()> {
+        self.inflating.as_mut().map_or(Ok(()), |inflating| inflating.meet(block, offset, &self.places))
     }
 
     /// A RAM section is complete: its pages are there for every thread that hears of it. With `last` no page comes before the next one.
@@ -184,10 +190,12 @@ impl PageSink for RamLoader {
     }
 
     fn zero(&mut self, block: usize, offset: u64, fill: u8) -> Result<()> {
+        self.overtake(block, offset)?;
         self.places[block].fill(offset, fill)
     }
 
     fn page(&mut self, block: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.overtake(block, offset)?;
         self.places[block].put(offset, bytes)
     }
 
