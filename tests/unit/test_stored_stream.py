@@ -274,11 +274,11 @@ MULTIFD_REFUSALS = {
         "ram/channel 1",
     ),
     "room": (hello() + packet(room=129), "limit-exceeded", 76, "ram/channel 1"),
-    "too many": (hello() + packet([0], [PAGE], room=1, data=pages(1)), "limit-exceeded", 76, "ram/channel 1"),
+    "too many": (hello() + packet([0], [PAGE], room=1, data=pages(1)), "limit-exceeded", 96, "ram/channel 1"),
     "size": (hello() + packet([0], data=pages(1)[1:]), "limit-exceeded", 84, "ram/channel 1"),
     "no data": (hello() + packet([0], flags=ZLIB), "limit-exceeded", 84, "ram/channel 1"),
     "much data": (hello() + packet([0], flags=ZLIB, size=(1 << 20) + 1), "limit-exceeded", 84, "ram/channel 1"),
-    "unknown block": (hello() + packet([0], data=pages(1), block=b"rom"), "unknown-block", 64, "ram/channel 1/rom"),
+    "unknown block": (hello() + packet([0], data=pages(1), block=b"rom"), "unknown-block", 128, "ram/channel 1/rom"),
     "outside": (hello() + packet([0, 2 * PAGE], data=pages(1, 1)), "bad-address", 64 + 328, "ram/channel 1/ram"),
     "between pages": (hello() + packet([], [8]), "bad-address", 64 + 320, "ram/channel 1/ram"),
     "data cut": (hello() + packet([0], data=pages(1))[:-7], "truncated", 64 + 1344, "ram/channel 1/ram"),
@@ -357,7 +357,7 @@ def test_mapped_ram_bits_behind_the_last_page():
         ({"page_size": 0}, "block-mismatch", 24),
         ({"bitmap": 5}, "bad-address", 16),
         ({"bitmap": (1 << 64) - 1}, "bad-address", 16),
-        ({"bitmap": 1 << 20}, "bad-address", 16),
+        ({"bitmap": 1 << 20}, "bad-address", 8),
     ],
 )
 def test_mapped_ram_refusals(change, kind, back):

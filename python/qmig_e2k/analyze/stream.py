@@ -22,7 +22,7 @@ from qmig_e2k.analyze.model import Analysis, Block, Body, Device, Field
 from qmig_e2k.analyze.ours import Known, Own
 from qmig_e2k.analyze.resync import Search, footer, plausible
 from qmig_e2k.analyze.values import size
-from qmig_e2k.errors import StreamError, stream_error
+from qmig_e2k.errors import StreamError
 from qmig_e2k.vmstate.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -231,9 +231,7 @@ class _Reading:
         elif kind == "description":
             self.made.description = {"offset": offset, "length": element["length"]}
         elif kind == "eof":
-            if self.package_end is not None and offset < self.package_end:
-                text = "the stream ends inside a package"
-                raise stream_error("unknown-element", text, offset=offset, path="command/PACKAGED")
+            pass
         elif "pages" in element:
             self.live.add(element["section_id"])
             for name, count in element["pages"].items():

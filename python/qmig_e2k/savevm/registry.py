@@ -193,7 +193,8 @@ class Registry:
         """The entry for a section that arrives.
 
         Raises:
-            StreamError: `unknown-section`: no such handler; `bad-version`: the handler is older than the stream.
+            StreamError: `unknown-section`: no such handler; `bad-version`: the handler is older than the stream, or
+                too new; its offset is that of the version: behind type, id, name and instance.
         """
         entry = next((entry for entry in self._entries if entry.matches(idstr, instance_id)), None)
         if entry is None:
@@ -201,9 +202,13 @@ class Registry:
             hint = f"; instances here: {known}" if known else "; the machines differ in their devices"
             message = f"there is no such section here{hint}"
             raise stream_error("unknown-section", message, offset=offset, path=f"{idstr}/{instance_id}")
-        if version > entry.handler.version_id:
-            message = f"version {version} in the stream, at most {entry.handler.version_id} is known here"
-            raise stream_error("bad-version", message, offset=offset, path=entry.path)
+        newest = entry.handler.version_id
+        oldest = entry.handler.description.oldest_version_id if isinstance(entry.handler, VmStateHandler) else 0
+        if not oldest <= version <= newest:
+            bound = f"at most {newest} is known here" if version > newest else f"at least {oldest} is needed here"
+            message = f"version {version} in the stream, {bound}"
+            at = None if offset is None else offset + 1 + 4 + 1 + len(idstr.encode()) + 4
+            raise stream_error("bad-version", message, offset=at, path=entry.path)
         return entry
 
     def missing(self, loaded: Collection[Entry]) -> list[Entry]:

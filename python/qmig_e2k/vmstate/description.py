@@ -246,6 +246,11 @@ class VMStateDescription:
         put("parts", {sub.wire_name: sub for sub in self.subsections})
         put("compressible", not self.subsections and all(row.compressible for row in self.fields))
 
+    @property
+    def oldest_version_id(self) -> int:
+        """The oldest version that can be loaded."""
+        return self.minimum_version_id if self.load_state_old is None else self.minimum_version_id_old
+
     def _check_types(self) -> None:
         """Refuse by name what would only fail later, and then say little."""
         for name in ("version_id", "minimum_version_id", "minimum_version_id_old", "priority"):

@@ -292,9 +292,8 @@ class Loader:
             self.reader = reader
 
     def _load_old(self, description: VMStateDescription, obj: Any, version: int, start: int) -> None:
-        old = description.load_state_old
-        if old is None or version < description.minimum_version_id_old:
-            oldest = description.minimum_version_id if old is None else description.minimum_version_id_old
+        old, oldest = description.load_state_old, description.oldest_version_id
+        if old is None or version < oldest:
             raise Refusal(f"version {version} in the stream, at least {oldest} is needed here", start, "bad-version")
         self._hook("load_state_old", start, old, obj, self.reader, version)
 

@@ -84,7 +84,8 @@ impl Channel {
 
     fn pages(&mut self, pages: &Pages, ram: &mut StoredRam) -> Result<()> {
         let Some((block, used_length)) = ram.find(&pages.block) else {
-            return Err(Error::new(ErrorKind::UnknownBlock, "pages for a block that the block list does not have"));
+            let text = "pages for a block that the block list does not have";
+            return Err(Error::new(ErrorKind::UnknownBlock, text).at(pages.name_at()));
         };
         pages.check(used_length)?;
         for offset in &pages.zero {
@@ -96,8 +97,9 @@ impl Channel {
         }
         if pages.method == Method::None {
             for offset in &pages.normal {
-                ram.place(block, *offset, self.file, self.input.offset());
+                let place = self.input.offset();
                 self.input.skip(PAGE_BYTES as u64)?;
+                ram.place(block, *offset, self.file, place);
                 self.counts.normal += 1;
             }
             return Ok(());

@@ -67,6 +67,8 @@ pub struct Decoder<S> {
     description: bool,
     offline: bool,
     part: Part,
+    /// Where the package ends that elements are read from, if this is offline; 0: none.
+    package_end: u64,
     state: State,
     /// START and FULL headers by section id.
     announced: HashMap<u32, SectionHeader>,
@@ -84,6 +86,7 @@ impl<S: ByteSource> Decoder<S> {
             description: options.description,
             offline: false,
             part: Part::Whole,
+            package_end: 0,
             state: State::Start,
             announced: HashMap::new(),
             ram: RamState::default(),
@@ -114,6 +117,7 @@ impl<S: ByteSource> Decoder<S> {
             description: false,
             offline: false,
             part: Part::Package,
+            package_end: 0,
             state: State::Elements,
             announced: self.announced.clone(),
             ram: RamState::default(),
@@ -272,6 +276,9 @@ impl<S: ByteSource> Decoder<S> {
             self.check_part(offset)?;
         }
         match self.input.u8()? {
+            EOF if offset < self.package_end => {
+                Err(Error::new(ErrorKind::UnknownElement, "the stream ends inside a package").at(offset).within("command/PACKAGED"))
+            }
             EOF => {
                 self.state = if self.description { State::Description } else { State::Finished };
                 Ok(Event::End { offset })
@@ -283,6 +290,9 @@ impl<S: ByteSource> Decoder<S> {
             COMMAND => {
                 let command = Command::read(&mut self.input, offset).map_err(|e| e.within("command"))?;
                 self.ram.told(&command);
+                if self.offline {
+                    self.follow_package(&command, offset)?;
+                }
                 if self.part == Part::Package {
                     self.packaged(&command).map_err(|e| e.at(offset).within("package"))?;
                 }
@@ -304,6 +314,24 @@ impl<S: ByteSource> Decoder<S> {
             }
             (Part::Listening, Some(kind @ (SECTION_START | SECTION_FULL))) => {
                 refuse(format!("element {kind:#04x} after POSTCOPY_LISTEN, where only the rest of RAM may come"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A stored package is read with the stream that it stands in, and is over with RUN.
+    fn follow_package(&mut self, command: &Command, offset: u64) -> Result<()> {
+        match command {
+            Command::Packaged(_) if offset < self.package_end => {
+                Err(Error::new(ErrorKind::BadCommand, "a package inside a package").at(offset).within("command/PACKAGED"))
+            }
+            Command::Packaged(size) => {
+                self.package_end = self.input.offset() + u64::from(*size);
+                Ok(())
+            }
+            Command::Run => {
+                self.package_end = 0;
+                Ok(())
             }
             _ => Ok(()),
         }

@@ -9,7 +9,8 @@ use crate::{Error, ErrorKind, Result};
 /// What a payload consists of before its subsections.
 #[derive(Debug, Clone, Copy)]
 enum Body {
-    Bytes(u64),
+    /// Fields of so many bytes.
+    Fields(&'static [u64]),
     /// A count of four bytes, then so many integers of four bytes.
     Words,
 }
@@ -24,12 +25,12 @@ struct Layout {
 }
 
 const LAYOUTS: [Layout; 6] = [
-    Layout { name: "timer", version: 2, body: Body::Bytes(24), subsections: &[] },
-    Layout { name: "globalstate", version: 1, body: Body::Bytes(104), subsections: &[] },
-    Layout { name: "cpu_common", version: 1, body: Body::Bytes(8), subsections: &[("exception_index", 4), ("crash_occurred", 1)] },
-    Layout { name: "PCIHost", version: 1, body: Body::Bytes(4), subsections: &[] },
+    Layout { name: "timer", version: 2, body: Body::Fields(&[8, 8, 8]), subsections: &[] },
+    Layout { name: "globalstate", version: 1, body: Body::Fields(&[4, 100]), subsections: &[] },
+    Layout { name: "cpu_common", version: 1, body: Body::Fields(&[4, 4]), subsections: &[("exception_index", 4), ("crash_occurred", 1)] },
+    Layout { name: "PCIHost", version: 1, body: Body::Fields(&[4]), subsections: &[] },
     Layout { name: "PCIBUS", version: 1, body: Body::Words, subsections: &[] },
-    Layout { name: "escc", version: 2, body: Body::Bytes(116), subsections: &[] },
+    Layout { name: "escc", version: 2, body: Body::Fields(&[116]), subsections: &[] },
 ];
 
 /// Pins of a PCI bus: at most this many.
@@ -50,7 +51,7 @@ pub fn skip_known<S: ByteSource>(input: &mut Input<S>, header: &SectionHeader) -
 
 fn skip<S: ByteSource>(input: &mut Input<S>, layout: &Layout) -> Result<()> {
     match layout.body {
-        Body::Bytes(n) => input.skip(n)?,
+        Body::Fields(sizes) => sizes.iter().try_for_each(|n| input.skip(*n))?,
         Body::Words => {
             let at = input.offset();
             let count = input.be32()?;
@@ -60,8 +61,12 @@ fn skip<S: ByteSource>(input: &mut Input<S>, layout: &Layout) -> Result<()> {
             input.skip(u64::from(count) * 4)?;
         }
     }
+    let mut seen = Vec::new();
     while let Some(name) = subsection(input, layout.name)? {
         let at = input.offset();
+        if seen.contains(&name) {
+            return Err(Error::new(ErrorKind::DeviceState, format!("subsection {} comes twice", name.escape_ascii())).at(at));
+        }
         let part = name[layout.name.len()..].strip_prefix(b"/");
         let Some((part, bytes)) = layout.subsections.iter().find(|(known, _)| part == Some(known.as_bytes())) else {
             let text = format!("subsection {} is not known", name.escape_ascii());
@@ -74,6 +79,7 @@ fn skip<S: ByteSource>(input: &mut Input<S>, layout: &Layout) -> Result<()> {
             return Err(Error::new(ErrorKind::BadVersion, format!("subsection version {version}; 1 is the only one")).at(at).within(part));
         }
         input.skip(*bytes).map_err(|e| e.within(part))?;
+        seen.push(name);
     }
     Ok(())
 }

@@ -207,11 +207,12 @@ impl Pages {
         let (room, normal, size) = (input.be32()?, input.be32()?, input.be32()?);
         input.skip(8)?;
         let zero = input.be32()?;
-        if room > MULTIFD_PAGES || normal > room || zero > room - normal {
+        let excess = [(room > MULTIFD_PAGES, 0), (normal > room, 4), (zero > room.saturating_sub(normal), 20)];
+        if let Some((_, field)) = excess.into_iter().find(|(is, _)| *is) {
             let text = format!(
                 "{normal} pages and {zero} zero pages in a packet for {room}; at most {MULTIFD_PAGES} are accepted (MULTIFD_PAGES)"
             );
-            return Err(Error::new(ErrorKind::LimitExceeded, text).at(at));
+            return Err(Error::new(ErrorKind::LimitExceeded, text).at(at + field));
         }
         input.skip(28)?;
         let block = name(input)?;
@@ -241,6 +242,11 @@ impl Pages {
         self.normal.is_empty() && self.zero.is_empty()
     }
 
+    /// Stream offset of the block's name.
+    pub fn name_at(&self) -> u64 {
+        self.offsets_at - NAME_BYTES as u64
+    }
+
     /// All offsets are those of whole pages of a block of `used_length` bytes, each once.
     pub fn check(&self, used_length: u64) -> Result<()> {
         let all = || self.normal.iter().chain(&self.zero).copied().zip(0_u64..);
@@ -257,7 +263,7 @@ impl Pages {
         let sorted = &mut sorted[..self.normal.len() + self.zero.len()];
         sorted.iter_mut().zip(all()).for_each(|(place, page)| *place = page);
         sorted.sort_unstable();
-        match sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        match sorted.windows(2).filter(|pair| pair[0].0 == pair[1].0).min_by_key(|pair| pair[1].1) {
             None => Ok(()),
             Some(pair) => refuse(format!("page at {:#x} twice in one packet", pair[0].0), pair[1].1),
         }

@@ -276,12 +276,14 @@ fn mapped<S: ByteSource>(input: &mut Input<S>, used_length: u64) -> Result<Mappe
     let (bitmap, pages) = (input.be64()?, input.be64()?);
     let here = input.offset();
     let bitmap_bytes = (used_length / PAGE_SIZE).div_ceil(64) * 8;
-    let in_order = bitmap >= here && bitmap.checked_add(bitmap_bytes).is_some_and(|end| end <= pages) && pages.is_multiple_of(PAGE_SIZE);
+    let bitmap_end = bitmap.checked_add(bitmap_bytes).filter(|_| bitmap >= here);
+    let in_order = bitmap_end.is_some_and(|end| end <= pages) && pages.is_multiple_of(PAGE_SIZE);
     let Some(end) = pages.checked_add(used_length).filter(|_| in_order) else {
         let text = format!(
             "bitmap at {bitmap:#x} and pages at {pages:#x}: they must follow this header ({here:#x}) in this order, the pages aligned"
         );
-        return Err(Error::new(ErrorKind::BadAddress, text).at(at));
+        let field = if bitmap_end.is_some() { at + 8 } else { at };
+        return Err(Error::new(ErrorKind::BadAddress, text).at(field));
     };
     input.skip(end - here)?;
     Ok(MappedRam { bitmap, pages })

@@ -93,10 +93,8 @@ impl Receiver {
         if !pages.is_empty() {
             let Some(places) = self.shared.begin()? else { return Ok(false) };
             let target = places.find(&pages.block).ok_or_else(|| {
-                Error::new(
-                    ErrorKind::UnknownBlock,
-                    format!("pages for block \"{}\", which the block list does not have", pages.block.escape_ascii()),
-                )
+                let text = format!("pages for block \"{}\", which the block list does not have", pages.block.escape_ascii());
+                Error::new(ErrorKind::UnknownBlock, text).at(pages.name_at())
             });
             let done = target.and_then(|target| self.place(&pages, target).map_err(|e| e.within(target.block().name())));
             self.shared.placed();

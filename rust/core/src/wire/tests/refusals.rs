@@ -342,6 +342,17 @@ fn known_layouts() {
         cpu(out);
         out.subsection(b"cpu_common/crash_occurred", 2);
     });
+    after_head(DeviceState, 64, "cpu_common/0", |out| {
+        cpu(out);
+        out.subsection(b"cpu_common/crash_occurred", 1);
+        out.u8(1);
+        out.subsection(b"cpu_common/crash_occurred", 1);
+    });
+    // the field that is cut, not the payload
+    after_head(Truncated, 28, "cpu_common/0", |out| {
+        out.section_full(0, b"cpu_common", 0, 1);
+        out.zeros(7);
+    });
     let good = stream(|out| {
         cpu(out);
         out.subsection(b"cpu_common/exception_index", 1);
@@ -356,6 +367,16 @@ fn known_layouts() {
         out.eof();
     });
     assert_eq!(events(&good).len(), 5);
+}
+
+/// In a file a package is read with the stream that it stands in.
+#[test]
+fn stored_packages() {
+    let packaged = |size: u32| [&[8, 0, 7, 0, 4][..], &size.to_be_bytes()].concat();
+    after_head(BadCommand, 9, "command/PACKAGED", |out| out.put(&[packaged(9), packaged(5)].concat()));
+    after_head(UnknownElement, 9, "command/PACKAGED", |out| out.put(&[packaged(1), vec![0]].concat()));
+    let run = [8, 0, 5, 0, 0];
+    assert_eq!(events(&stream(|out| out.put(&[packaged(5), run.to_vec(), packaged(5), run.to_vec(), vec![0]].concat()))).len(), 7);
 }
 
 #[test]

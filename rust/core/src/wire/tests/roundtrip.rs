@@ -68,7 +68,8 @@ proptest! {
             }
             out.eof();
         });
-        let found: Vec<_> = events(&bytes).into_iter().filter_map(|event| if let Event::Command(command, _) = event { Some(command) } else { None }).collect();
+        let events = run(live(&bytes), &mut RecordingSink::default()).unwrap();
+        let found: Vec<_> = events.into_iter().filter_map(|event| if let Event::Command(command, _) = event { Some(command) } else { None }).collect();
         prop_assert_eq!(found, commands);
     }
 
