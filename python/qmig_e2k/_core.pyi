@@ -288,10 +288,17 @@ class StoredStream:
     Memory grows with the records that come, not with what the stream announces; pages that stand in a file as they are stay there.
     """
 
-    def __new__(cls, main: int, channels: Sequence[int], *, footers: bool | None = None) -> Self:
+    def __new__(
+        cls,
+        main: int,
+        channels: Sequence[int],
+        *,
+        footers: bool | None = None,
+        limits: tuple[int, int, int] | None = None,
+    ) -> Self:
         """Over descriptors of seekable files, which it takes over: the main channel, and the multifd channels in any order.
 
-        `footers`: whether sections have footers; None: as the first one shows.
+        `footers`: whether sections have footers; None: as the first one shows. `limits`: as those of Incoming.
         """
     def next(self) -> dict[str, Any] | None:
         """The next element as `decode` has it, without `size` and `blocks`; None behind the last one. RAM sections are read on the way, with
@@ -580,8 +587,9 @@ class Incoming:
         description: bool = True,
         cpus: int = 0,
         uuid: bytes = ...,
+        limits: tuple[int, int, int] | None = None,
     ) -> Self:
-        """`cpus`: vCPUs of the machine, for `postcopy-blocktime` (0: the threads that ever waited for a page). `uuid`: what multifd channels must
+        """`limits`: most sections, most RAM blocks, most bytes of a package. `cpus`: vCPUs of the machine, for `postcopy-blocktime` (0: the threads that ever waited for a page). `uuid`: what multifd channels must
         say, 16 bytes (default zeros)."""
     def listen(self, uri: str, fd: int | None = None) -> str:
         """Bind (sockets) or open (file, fd, exec). Returns the JSON list for `socket-address`. Raises MigrationError at once."""

@@ -15,6 +15,7 @@ from uuid import UUID
 from qmig_e2k import completion, usage
 from qmig_e2k._core import MigrationError, __version__, check_uri
 from qmig_e2k.errors import migration_error
+from qmig_e2k.limits import Limits
 from qmig_e2k.migration.parameters import parse_size
 
 __all__ = ["main"]
@@ -196,19 +197,39 @@ def _add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     form.add_argument("--tree", action="store_true", help="as text for reading (the default), in colour on a terminal")
     parser.add_argument("--extract-ram", type=Path, metavar="DIR", help="write each RAM block to a file in DIR")
     parser.add_argument("--diff", nargs=2, metavar=("A", "B"), help="what differs between two streams, by field")
+    _add_limits(parser)
     parser.set_defaults(handler=_analyze, parser=parser)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--limit",
+        dest="limits",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="what a stream may make this side hold or do (docs/reference/limits.md)",
+    )
+
+
+def _limits(options: argparse.Namespace, *, live: bool = False) -> Limits:
+    try:
+        return Limits.parse(options.limits, live=live)
+    except ValueError as error:
+        raise migration_error("invalid-argument", f"--limit: {error}") from None
 
 
 def _analyze(options: argparse.Namespace) -> int:
     from qmig_e2k.analyze import command  # noqa: PLC0415  the other commands need none of it
 
+    limits = _limits(options)
     if options.diff is None and options.files is not None:
-        return command.run(options.files, as_json=options.json, extract_ram=options.extract_ram)
+        return command.run(options.files, as_json=options.json, extract_ram=options.extract_ram, limits=limits)
     if options.diff is None:
         options.parser.error("name a stream, or two with --diff")
     if options.files is not None or options.extract_ram is not None:
         options.parser.error("--diff takes two streams and no --extract-ram")
-    return command.run_diff(*options.diff, as_json=options.json)
+    return command.run_diff(*options.diff, as_json=options.json, limits=limits)
 
 
 def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -295,6 +316,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     completion.suggest(guest, lambda: ("idle", "seq", "random", "zipf"))
     add("--seed", type=int, default=0, metavar="N", help="seed of the model guest")
+    _add_limits(serve)
     add("-v", "--verbose", action="store_true", help="log more")
     serve.set_defaults(handler=_serve)
 
@@ -333,6 +355,7 @@ def _serve(options: argparse.Namespace) -> int:
             format=options.format,
             guest=options.guest,
             seed=options.seed,
+            limits=_limits(options, live=True),
         )
     )
     return 0

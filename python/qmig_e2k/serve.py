@@ -13,6 +13,7 @@ from qmig_e2k._core import Block, ModelGuest
 from qmig_e2k.e2k import build
 from qmig_e2k.e2k.models import DEFAULT_MODEL
 from qmig_e2k.errors import migration_error
+from qmig_e2k.limits import DEFAULT
 from qmig_e2k.live import LiveView
 from qmig_e2k.migration import objects
 from qmig_e2k.migration.settings import Settings
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from qmig_e2k.e2k import Machine as Hardware
+    from qmig_e2k.limits import Limits
     from qmig_e2k.vmstate import Format
 
 __all__ = ["Options", "serve"]
@@ -61,6 +63,7 @@ class Options:
     format: Format = "7.2"
     guest: str = "idle"
     seed: int = 0
+    limits: Limits = DEFAULT
 
 
 class GuestEmulator:
@@ -122,7 +125,9 @@ def serve(options: Options) -> None:
         MigrationError: the machine cannot be made or cannot listen; `invalid-argument`: the command line is wrong.
         OSError: a file could not be read.
     """
-    settings = Settings(profile=Profile(format=options.format), only_migratable=options.only_migratable)
+    settings = Settings(
+        profile=Profile(format=options.format), only_migratable=options.only_migratable, limits=options.limits
+    )
     settings.apply_global(*options.globals)
     hardware = build(
         options.machine,

@@ -13,10 +13,10 @@ import sys
 import pytest
 
 from analyzed import described, full, recorded, start, stream
-from qmig_e2k.analyze import analyze, layout, resync
-from qmig_e2k.analyze import stream as stream_module
+from qmig_e2k.analyze import analyze, layout
 from qmig_e2k.analyze.ram import extract
 from qmig_e2k.analyze.tree import tree
+from qmig_e2k.limits import Limits
 from support import PAGE
 
 TIMER = struct.pack(">qqq", 5, 0, 7)
@@ -48,14 +48,13 @@ EXPENSIVE = {
 
 
 @pytest.mark.parametrize("kind", EXPENSIVE)
-def test_one_budget_for_all_described_sections(monkeypatch, kind):
+def test_one_budget_for_all_described_sections(kind):
     """Each of them would do for itself."""
-    monkeypatch.setattr(layout, "MAX_FIELDS", 10_000)
     payload = {"fields": 500, "numbers": 4000, "bytes": 64_000, "nothing": 0}[kind]
     sections = [full(b"d%d" % i, bytes(payload), section_id=20 + i) for i in range(20)]
     devices = [listed(f"d{i}", EXPENSIVE[kind]) for i in range(20)]
     timer = full(b"timer", TIMER, section_id=0, version=2)
-    made = analyze(stream([*sections, timer], described(*devices)))
+    made = analyze(stream([*sections, timer], described(*devices)), limits=Limits(fields=10_000))
     assert made.complete, made.error
     sources = [device.source for device in made.devices]
     cut = sources.index("none")
@@ -94,20 +93,21 @@ def test_a_description_of_other_types(text):
     assert "damaged" in note
 
 
-def test_a_description_of_too_many_values(monkeypatch):
-    monkeypatch.setattr(stream_module, "DESCRIPTION_VALUES", 100)
-    made = analyze(stream([full(b"timer", TIMER, version=2)], described(listed("timer", *[{}] * 200))))
+def test_a_description_of_too_many_values():
+    made = analyze(
+        stream([full(b"timer", TIMER, version=2)], described(listed("timer", *[{}] * 200))),
+        limits=Limits(description_values=100),
+    )
     assert made.devices[0].source == "ours"
     assert made.notes == ["the stream's description is not used: it has more than 100 values"]
 
 
-def test_a_description_that_is_too_long(monkeypatch):
+def test_a_description_that_is_too_long():
     data = stream(
         [full(b"toaster", b"brown")], described(listed("toaster", {"name": "a", "type": "buffer", "size": 5}))
     )
     assert analyze(data).devices[0].source == "description"
-    monkeypatch.setattr(stream_module, "DESCRIPTION_KEPT", 50)
-    made = analyze(data)
+    made = analyze(data, limits=Limits(description=50))
     assert made.complete
     assert made.devices[0].source == "none"
     (note,) = made.record()["notes"]
@@ -141,58 +141,59 @@ def test_a_description_that_breaks_off(tmp_path, length):
 # ---- unknown sections
 
 
-def test_the_search_for_ends_is_bounded(monkeypatch):
+def test_the_search_for_ends_is_bounded():
     """Each of many unknown sections could search all of the rest."""
     sections = [full(b"d%d" % i, bytes(50_000), section_id=20 + i) for i in range(40)]
     assert analyze(stream(sections)).complete
-    monkeypatch.setattr(resync, "MOST_READ", 8 << 20)
-    made = analyze(stream(sections))
+    made = analyze(stream(sections), limits=Limits(search=8 << 20))
     assert (made.error["kind"], made.error["path"]) == ("limit-exceeded", f"d{len(made.devices)}/0")
     assert 1 < len(made.devices) < 10
     assert "8 MiB" in made.error["message"]
 
 
-def test_places_that_look_like_ends_are_bounded(monkeypatch):
-    monkeypatch.setattr(resync, "MOST_READ", 8 << 20)
-    made = analyze(stream([full(b"toaster", b"\x7e\0\0\0\x09" * 4000)]))
+def test_places_that_look_like_ends_are_bounded():
+    made = analyze(stream([full(b"toaster", b"\x7e\0\0\0\x09" * 4000)]), limits=Limits(search=8 << 20))
     assert made.error["kind"] == "limit-exceeded"
 
 
-def test_short_sections_cost_little(monkeypatch):
+def test_short_sections_cost_little():
     """A live handler has thousands of parts, each as long as nothing."""
-    monkeypatch.setattr(resync, "MOST_READ", 16 << 20)
     parts = [b"\2\0\0\0\x09more\x7e\0\0\0\x09"] * 1500
-    made = analyze(stream([b"\1" + full(b"s390-skeys", b"")[1:], *parts, b"\3\0\0\0\x09\x7e\0\0\0\x09"]))
+    made = analyze(
+        stream([b"\1" + full(b"s390-skeys", b"")[1:], *parts, b"\3\0\0\0\x09\x7e\0\0\0\x09"]),
+        limits=Limits(search=16 << 20),
+    )
     assert made.complete, made.error
     assert len(made.devices) == 1502
 
 
-def test_inside_a_package_nothing_is_looked_for_behind_it(monkeypatch):
+def test_inside_a_package_nothing_is_looked_for_behind_it():
     """Neither the pages that follow cost anything, nor what in them looks like an end."""
-    monkeypatch.setattr(resync, "MOST_READ", 1 << 20)
     sections = b"".join(full(b"d%d" % i, b"x", section_id=9 + i) for i in range(10))
     blob = b"\x08\0\4\0\0" + sections + b"\x08\0\5\0\0"
     page = b"".join(b"\x7e\0\0\0%c\x08\0\1\0\0" % (9 + i) for i in range(10)).ljust(PAGE, b"\0")
     head = struct.pack(">Q", 8) + b"\3ram" + page
     pages = b"\2\0\0\0\2" + head + (struct.pack(">Q", 0x28) + page) * 300 + struct.pack(">Q", 16) + b"\x7e\0\0\0\2"
-    made = analyze(stream([b"\x08\0\7\0\4" + struct.pack(">I", len(blob)) + blob, pages]))
+    made = analyze(
+        stream([b"\x08\0\7\0\4" + struct.pack(">I", len(blob)) + blob, pages]), limits=Limits(search=1 << 20)
+    )
     assert made.complete, made.error
     assert [device.body.plain() for device in made.devices] == [{"data": "78"}] * 10
 
 
-def test_raw_payloads_are_shown_within_limits(monkeypatch):
-    monkeypatch.setattr(stream_module, "RAW_KEPT_ALL", 1000)
-    made = analyze(stream([full(b"d%d" % i, bytes(300), section_id=20 + i) for i in range(5)]))
+def test_raw_payloads_are_shown_within_limits():
+    made = analyze(
+        stream([full(b"d%d" % i, bytes(300), section_id=20 + i) for i in range(5)]), limits=Limits(shown_raw_all=1000)
+    )
     assert [len(device.body.plain()["data"]) // 2 for device in made.devices] == [300, 300, 300, 100, 0]
     assert made.devices[3].note.endswith("; only the first 100 of 300 bytes")
     assert made.devices[4].size == 300
 
 
-def test_commands_and_sections_are_kept_within_limits(monkeypatch):
-    monkeypatch.setattr(stream_module, "ELEMENTS_KEPT", 100)
+def test_commands_and_sections_are_kept_within_limits():
     pings = [b"\x08\0\2\0\4" + struct.pack(">I", i) for i in range(150)]
     sections = [full(b"d%d" % i, b"x", section_id=20 + i) for i in range(130)]
-    made = analyze(stream([*pings, *sections]))
+    made = analyze(stream([*pings, *sections]), limits=Limits(shown_elements=100))
     assert made.complete
     assert [command["token"] for command in made.commands] == [*range(100)]
     assert [device.name for device in made.devices] == [f"d{i}" for i in range(100)]
@@ -202,22 +203,21 @@ def test_commands_and_sections_are_kept_within_limits(monkeypatch):
     ]
 
 
-def test_records_of_live_handlers_are_kept_within_limits(monkeypatch):
-    monkeypatch.setattr(layout, "MAX_FIELDS", 800)
+def test_records_of_live_handlers_are_kept_within_limits():
     empty = b"\x42" + bytes(12)
     bits = b"\x40" + bytes(12) + struct.pack(">Q", 640) + bytes(640)
     section = b"\1" + full(b"dirty-bitmap", bits + empty * 30 + b"\1", section_id=10)[1:]
-    made = analyze(stream([section]))
+    made = analyze(stream([section]), limits=Limits(fields=800))
     assert made.complete, made.error
     plain = made.devices[0].body.plain()
     assert (len(plain["records"]), plain.get("further_records")) == (31, None)
     part = b"\2\0\0\0\x0a" + bits + empty * 80 + b"\1\x7e\0\0\0\x0a"
-    made = analyze(stream([section, part]))
+    made = analyze(stream([section, part]), limits=Limits(fields=800))
     assert made.complete, made.error
     plain = made.devices[1].body.plain()
     assert len(plain["records"]) + plain["further_records"] == 81
     disks = b"".join(struct.pack(">QB", 9, 3) + b"%03d" % i for i in range(1000)) + struct.pack(">Q", 2)
-    made = analyze(stream([b"\1" + full(b"block", disks)[1:]]))
+    made = analyze(stream([b"\1" + full(b"block", disks)[1:]]), limits=Limits(fields=800))
     assert (made.error["kind"], made.error["path"]) == ("limit-exceeded", "block/0")
 
 
@@ -344,12 +344,11 @@ def test_a_giant_sparse_file(tmp_path, ones):
     assert any(line.rstrip().endswith("not hashed") for line in lines_of(made))
 
 
-def test_zeros_are_hashed_up_to_a_limit(monkeypatch):
+def test_zeros_are_hashed_up_to_a_limit():
     """The first blocks are; what the file holds counts."""
     head = b"QEVM\0\0\0\3\7\0\0\0\4none"
     data = head + start({b"a": 256 * PAGE, b"b": 512 * PAGE, b"c": 200 * PAGE}) + b"\0"
     assert all(block.sha256 for block in analyze(data).blocks)
-    monkeypatch.setattr(stream_module, "HASHED_BEYOND", 500 * PAGE)
-    made = analyze(data)
+    made = analyze(data, limits=Limits(hashed=500 * PAGE))
     assert [block.sha256 and block.name for block in made.blocks] == ["a", None, "c"]
     assert len(made.notes) == 1

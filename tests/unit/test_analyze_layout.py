@@ -7,10 +7,9 @@ import struct
 
 import pytest
 
-import qmig_e2k.analyze.layout as layout_module
 from qmig_e2k._core import Writer
 from qmig_e2k.analyze.cursor import Cursor, StoredFile
-from qmig_e2k.analyze.layout import Decoder, parse_device, parse_document, parse_layout
+from qmig_e2k.analyze.layout import Budget, Decoder, parse_device, parse_document, parse_layout
 from qmig_e2k.savevm.text import description_text
 from qmig_e2k.vmstate import (
     VMStateDescription,
@@ -54,12 +53,12 @@ PARTED = VMStateDescription(
 )
 
 
-def read(described, raw, version=1):
+def read(described, raw, version=1, budget=None):
     """Decode `raw` by a JSON description; values, and how many bytes it took."""
     layout = parse_device(parse_document(described if isinstance(described, bytes) else json.dumps(described).encode()))
     file = StoredFile(raw)
     try:
-        decoder = Decoder(Cursor(file, 0), layout, version)
+        decoder = Decoder(Cursor(file, 0), layout, version, budget)
         decoder.run()
         return decoder.body.plain(), decoder.cursor.offset
     finally:
@@ -334,13 +333,13 @@ def test_what_was_read_before_the_end_is_kept():
     assert decoder.body.plain()["s"] == {"x": [6]}
 
 
-def test_a_description_may_not_cost_more_than_the_stream(monkeypatch):
+def test_a_description_may_not_cost_more_than_the_stream():
     """Elements that take no bytes are counted."""
-    monkeypatch.setattr(layout_module, "MAX_FIELDS", 100_000)
     empty = {"vmsd_name": "e", "version": 1, "fields": []}
     wide = fields_of(*({"name": str(i), "type": "struct", "struct": empty, "size": 0} for i in range(5000)))
+    much = fields_of({"name": "x", "array_len": 1000, "type": "struct", "struct": wide, "size": 1})
     with pytest.raises(Refusal, match="more than") as caught:
-        read(fields_of({"name": "x", "array_len": 1000, "type": "struct", "struct": wide, "size": 1}), bytes(10_000))
+        read(much, bytes(10_000), budget=Budget(100_000))
     assert caught.value.kind == "limit-exceeded"
 
 

@@ -1,8 +1,11 @@
 """What the manual claims to list completely is complete."""
 
 import re
+from dataclasses import fields
 
 from qmig_e2k.e2k import OPTIONS, build, cpu, devices
+from qmig_e2k.limits import Limits
+from qmig_e2k.migration.parameters import parse_size
 from qmig_e2k.savevm import GlobalState, Profile, Registry, VirtualClock
 from support import REPOSITORY
 
@@ -15,6 +18,19 @@ def test_every_error_kind_has_a_row():
     )
     assert len(kinds) > 30
     assert sorted(set(rows) - {"kind", "message", "offset", "path"}) == sorted(kinds)
+
+
+def test_every_limit_has_a_row():
+    """Those that can be set with their defaults, those of the format with theirs."""
+    page = (REPOSITORY / "docs/reference/limits.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-zA-Z_-]+)` \| (.*?) \| .*\|$", page, re.MULTILINE))
+    own = {field.name.replace("_", "-"): field.default for field in fields(Limits)}
+    assert {name: parse_size(text) for name, text in rows.items() if name.islower()} == own
+    source = (REPOSITORY / "rust/core/src/wire/limits.rs").read_text()
+    wire = dict(re.findall(r"^pub const (\w+): \w+ = (.*);$", source, re.MULTILINE))
+    said = {name: parse_size(text.replace(" ", "").removesuffix("iB")) for name, text in rows.items() if name.isupper()}
+    assert said == {name: eval(value.replace("_", "")) for name, value in wire.items()}
+    assert Limits().core == (said["SECTIONS_MAX"], said["RAM_BLOCKS_MAX"], said["PACKAGE_MAX"])
 
 
 def test_every_make_target_explains_itself():

@@ -15,17 +15,20 @@ from qmig_e2k.analyze.ram import extract
 from qmig_e2k.analyze.stream import analyze
 from qmig_e2k.analyze.values import text
 from qmig_e2k.errors import migration_error
+from qmig_e2k.limits import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from qmig_e2k.limits import Limits
+
 __all__ = ["run", "run_diff"]
 
 
-def run(files: str, *, as_json: bool, extract_ram: Path | None) -> int:
+def run(files: str, *, as_json: bool, extract_ram: Path | None, limits: Limits = DEFAULT) -> int:
     """Analyse one stream (`FILE[,FILE...]`), print it, and write its RAM if that is wanted."""
     with _named_files():
-        made = analyze(split(files), hashes=True)
+        made = analyze(split(files), limits=limits)
     if as_json:
         _print_json(made.record())
     else:
@@ -36,12 +39,12 @@ def run(files: str, *, as_json: bool, extract_ram: Path | None) -> int:
     return _damage(files, made.error)
 
 
-def run_diff(a: str, b: str, *, as_json: bool) -> int:
+def run_diff(a: str, b: str, *, as_json: bool, limits: Limits = DEFAULT) -> int:
     """Compare two streams and print what differs."""
     with _named_files():
         if [Path(name).resolve() for name in split(a)] == [Path(name).resolve() for name in split(b)]:
             print(f"qmig-e2k analyze: {text(a)} is compared with itself", file=sys.stderr)
-        one, other = analyze(split(a)), analyze(split(b))
+        one, other = analyze(split(a), limits=limits), analyze(split(b), limits=limits)
     found = comparison.diff(one, other)
     if as_json:
         _print_json(comparison.record(found))

@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from qmig_e2k.analyze.model import Body, Field
+from qmig_e2k.limits import DEFAULT
 from qmig_e2k.vmstate.json import Members
 from qmig_e2k.vmstate.kinds import NULL_MARKER
 from qmig_e2k.vmstate.refusal import Place, Refusal
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from qmig_e2k.vmstate.json import JsonObject
 
 MAX_DEPTH = 64
-MAX_FIELDS = 1 << 20
-"""Fields and elements of all sections together: for each one a description may name more than the stream has bytes."""
 NUMBERS_PER_FIELD = 4
 """Numbers of an array that cost as much as a field."""
 BYTES_PER_FIELD = 64
@@ -186,11 +185,11 @@ def _repeated(of: JsonObject) -> Iterator[Members]:
 class Budget:
     """How many fields may still be read by all who share it."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("_left", "most")
 
-    def __init__(self) -> None:
-        """`MAX_FIELDS`."""
-        self._left = MAX_FIELDS
+    def __init__(self, most: int = DEFAULT.fields) -> None:
+        """`most` of them."""
+        self._left = self.most = most
 
     def spend(self, count: int) -> bool:
         """Take `count` fields off, if there are as many; whether there were."""
@@ -216,7 +215,7 @@ class Decoder:
 
     def _spend(self, count: int) -> None:
         if not self._budget.spend(count):
-            raise Refusal(f"more than {MAX_FIELDS} fields in all sections", self.cursor.offset, "limit-exceeded")
+            raise Refusal(f"more than {self._budget.most} fields in all sections", self.cursor.offset, "limit-exceeded")
 
     def _fill(self, layout: Layout, body: Body) -> None:
         for entries in layout.fields:

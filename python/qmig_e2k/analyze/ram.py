@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,16 +24,17 @@ def file_names(names: Iterable[bytes]) -> list[str]:
     Bytes outside `A-Za-z0-9._-` become `_`; a clash, an empty name, `.` and `..` get `-N` appended, with the smallest
     N from 1 on that makes the name new. A name too long for a file is shortened before that.
     """
-    made: list[str] = []
+    made: dict[str, None] = {}
+    # where the numbers of a name go on: a thousand blocks may all have the same
+    numbers: defaultdict[str, int] = defaultdict(int)
     for raw in names:
-        base = re.sub(rb"[^A-Za-z0-9._-]", b"_", raw).decode("ascii")
-        name, number = base, 0
-        while name in {"", ".", "..", *made}:
-            number += 1
-            ending = f"-{number}"
+        name = base = re.sub(rb"[^A-Za-z0-9._-]", b"_", raw).decode("ascii")
+        while name in {"", ".", ".."} or name in made:
+            numbers[base] += 1
+            ending = f"-{numbers[base]}"
             name = base[: NAME_MAX - len(ending)] + ending
-        made.append(name)
-    return made
+        made[name] = None
+    return list(made)
 
 
 def extract(analysis: Analysis, directory: str | os.PathLike[str]) -> Sequence[Path]:

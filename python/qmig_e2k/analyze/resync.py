@@ -9,17 +9,15 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from qmig_e2k.limits import DEFAULT
 from qmig_e2k.vmstate.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from qmig_e2k.analyze.cursor import StoredFile
+    from qmig_e2k.limits import Limits
 
-REACH = 64 << 20
-"""Bytes behind the header in which a footer is looked for."""
-MOST_READ = 1 << 30
-"""Bytes that all searches in a stream may read: each of its sections could ask for all of the rest."""
 PLACE = 4096
 """Bytes that a place where the footer seems to stand counts for: what follows it must be looked at, too."""
 FIRST_STEP = 1 << 12
@@ -37,10 +35,11 @@ def footer(section_id: int) -> bytes:
 class Search:
     """Looks for the ends of payloads in one stream."""
 
-    def __init__(self, file: StoredFile) -> None:
+    def __init__(self, file: StoredFile, limits: Limits = DEFAULT) -> None:
         """Nothing was looked for yet."""
         self._file = file
-        self._left = MOST_READ
+        self._limits = limits
+        self._left = limits.search
 
     def find_end(
         self, start: int, section_id: int, live: Collection[int], *, first: bool, before: int | None = None
@@ -61,7 +60,7 @@ class Search:
             Refusal: `limit-exceeded`: all searches in this stream have read too much.
         """
         found: int | None = None
-        end = min(self._file.length, start + REACH)
+        end = min(self._file.length, start + self._limits.search_reach)
         if before is not None and before > start:
             end = min(end, before)
         for at in self._places(start, end, footer(section_id)):
@@ -89,7 +88,7 @@ class Search:
     def _spend(self, count: int, start: int) -> None:
         self._left -= count
         if self._left < 0:
-            text = f"the ends of unknown sections were looked for in {MOST_READ >> 20} MiB, and no further"
+            text = f"the ends of unknown sections were looked for in {self._limits.search >> 20} MiB, and no further"
             raise Refusal(text, start, "limit-exceeded")
 
 

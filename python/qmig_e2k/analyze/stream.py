@@ -23,36 +23,28 @@ from qmig_e2k.analyze.ours import Known, Own
 from qmig_e2k.analyze.resync import Search, footer, plausible
 from qmig_e2k.analyze.values import size
 from qmig_e2k.errors import StreamError
+from qmig_e2k.limits import DEFAULT
 from qmig_e2k.vmstate.refusal import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qmig_e2k.limits import Limits
+
 Source = str | os.PathLike[str] | bytes
 DESCRIPTION = 0x06
-DESCRIPTION_KEPT = 16 << 20
-"""Bytes of a description that is looked at; real ones have some hundred thousand."""
-DESCRIPTION_VALUES = 1 << 21
-"""Commas in it: each value costs some hundred bytes once it is parsed. A machine with 255 CPUs has a third of that."""
 HASH_STEP = 1 << 20
-HASHED_BEYOND = 16 << 30
-"""Bytes of RAM that are hashed beyond what the files hold: zeros cost a stream next to nothing."""
 BLOCKS_NAMED = 8
 """Blocks without all of their pages that are named."""
-RAW_KEPT = 1 << 20
-"""Bytes of an unknown payload that are shown."""
-RAW_KEPT_ALL = 64 << 20
-"""Bytes of all unknown payloads that are shown."""
-ELEMENTS_KEPT = 1 << 16
-"""Commands that are shown, and sections: a stream could consist of them."""
 
 
-def analyze(source: Source | Sequence[Source], *, hashes: bool = True) -> Analysis:
+def analyze(source: Source | Sequence[Source], *, hashes: bool = True, limits: Limits = DEFAULT) -> Analysis:
     """Everything about a stored stream. Damage is no exception: it is in the result, after all that stands before it.
 
     Args:
         source: path or bytes of the stream; several: the main channel first, then multifd channels in any order.
         hashes: compute the SHA-256 of every RAM block that is complete.
+        limits: what the stream may ask for.
 
     Raises:
         OSError: a file cannot be read.
@@ -62,18 +54,18 @@ def analyze(source: Source | Sequence[Source], *, hashes: bool = True) -> Analys
         raise ValueError("no file to analyse")
     files = open_all(sources)
     try:
-        made = _Reading(files).run()
+        made = _Reading(files, limits).run()
         if hashes:
-            _hash(made, sum(file.held for file in files))
+            _hash(made, sum(file.held for file in files), limits.hashed)
         return made
     finally:
         for file in files:
             file.close()
 
 
-def _hash(analysis: Analysis, held: int) -> None:
+def _hash(analysis: Analysis, held: int, beyond: int) -> None:
     """Hash every complete block, as far as `held` bytes of files and what is granted beyond them last."""
-    left, unhashed = held + HASHED_BEYOND, []
+    left, unhashed = held + beyond, []
     for index, block in enumerate(analysis.blocks):
         if not block.complete:
             continue
@@ -89,7 +81,7 @@ def _hash(analysis: Analysis, held: int) -> None:
         named = ", ".join(unhashed[:BLOCKS_NAMED]) + (" and others" if len(unhashed) > BLOCKS_NAMED else "")
         named += " is" if len(unhashed) == 1 else " are"
         analysis.notes.append(
-            f"{named} not hashed: RAM is more than the files hold ({size(held)}) and {size(HASHED_BEYOND)} beyond; "
+            f"{named} not hashed: RAM is more than the files hold ({size(held)}) and {size(beyond)} beyond; "
             "--extract-ram writes it, and sha256sum hashes that"
         )
 
@@ -124,16 +116,17 @@ LOOKS = {
 class _Reading:
     """One pass over one stream."""
 
-    def __init__(self, files: list[StoredFile]) -> None:
+    def __init__(self, files: list[StoredFile], limits: Limits) -> None:
+        self.limits = limits
         self.file = files[0]
         main, *channels = [os.dup(file.fd) for file in files]
-        self.stream = StoredStream(main, channels)
+        self.stream = StoredStream(main, channels, limits=limits.core)
         self.made = Analysis(self.file.length, files=frozenset(file.identity for file in files), stream=self.stream)
         self.known = Known()
-        self.search = Search(self.file)
+        self.search = Search(self.file, limits)
         # a description may ask for anything; if it asks for too much, our own devices are read all the same
-        self.described_budget, self.own_budget = Budget(), Budget()
-        self.raw_left = RAW_KEPT_ALL
+        self.described_budget, self.own_budget = Budget(limits.fields), Budget(limits.fields)
+        self.raw_left = limits.shown_raw_all
         self.further: Counter[str] = Counter()
         self.live: set[int] = set()
         # a package (postcopy) holds elements like the stream itself, and ends with RUN
@@ -151,7 +144,7 @@ class _Reading:
         It has no zero byte, so the last one of the file is the end marker's or one of its length's.
         """
         length = self.file.length
-        tail_at = max(0, length - DESCRIPTION_KEPT - 16)
+        tail_at = max(0, length - self.limits.description - 16)
         step = 1 << 16
         at = length
         zero = -1
@@ -168,10 +161,8 @@ class _Reading:
                 return
 
     def _take_description(self, text: bytes) -> None:
-        if text.count(b",") > DESCRIPTION_VALUES:
-            self.made.notes.append(
-                f"the stream's description is not used: it has more than {DESCRIPTION_VALUES} values"
-            )
+        if text.count(b",") > (most := self.limits.description_values):
+            self.made.notes.append(f"the stream's description is not used: it has more than {most} values")
             return
         try:
             document = parse_document(text)
@@ -316,7 +307,7 @@ class _Reading:
 
     def _keep(self, kept: list[Any], one: Any, what: str) -> None:
         """Keep one more, unless there are enough already."""
-        if len(kept) < ELEMENTS_KEPT:
+        if len(kept) < self.limits.shown_elements:
             kept.append(one)
         else:
             self.further[what] += 1
@@ -394,7 +385,7 @@ class _Reading:
             first = device.kind != "full"
             end = self.search.find_end(start, section_id, self.live, first=first, before=self.package_end)
             if end is not None:
-                kept = min(end - start, RAW_KEPT, self.raw_left)
+                kept = min(end - start, self.limits.shown_raw, self.raw_left)
                 self.raw_left -= kept
                 raw = self.file.read(start, kept)
                 device.body = Body(
@@ -430,11 +421,12 @@ class _Reading:
             if channel is not None and files > 1:
                 made.notes.append(f"{files} files say that they are multifd channel {channel}: is one of them a copy?")
         for what, count in self.further.items():
-            made.notes.append(f"{count} more {what} were read and are not shown: {ELEMENTS_KEPT} are at most")
+            most = self.limits.shown_elements
+            made.notes.append(f"{count} more {what} were read and are not shown: {most} are at most")
         if made.description is not None and made.description["offset"] != self.description_at:
             length = made.description["length"]
-            why = f"it has {length} bytes, and {DESCRIPTION_KEPT} are looked at at most"
-            if length <= DESCRIPTION_KEPT:
+            why = f"it has {length} bytes, and {self.limits.description} are looked at at most"
+            if length <= self.limits.description:
                 why = "it is looked for at the very end of the file, and more bytes follow it"
             made.notes.append(f"the stream's description is not used: {why}")
         if made.error is not None:

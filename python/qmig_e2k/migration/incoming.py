@@ -59,6 +59,7 @@ def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
                 description=profile.description,
                 cpus=machine.cpus,
                 uuid=bytes(16) if machine.uuid is None else machine.uuid.bytes,
+                limits=machine.settings.limits.core,
             )
         except BaseException as error:
             control.fail_incoming(str(error))

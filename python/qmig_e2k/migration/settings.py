@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qmig_e2k.errors import MigrationError, migration_error
+from qmig_e2k.limits import DEFAULT, Limits
 from qmig_e2k.migration import capabilities, parameters
 from qmig_e2k.migration.capabilities import CAPABILITIES, Capabilities
 from qmig_e2k.migration.parameters import PARAMETERS, Parameters, Value, parse_switch, parse_value
@@ -37,12 +38,14 @@ class Settings:
         only_migratable: refuse whatever would block a migration.
         capabilities: see `capabilities`.
         parameters: see `parameters`.
+        limits: what a stream that is loaded may ask for.
     """
 
     profile: Profile = field(default_factory=Profile)
     only_migratable: bool = False
     capabilities: Capabilities = field(default_factory=Capabilities)
     parameters: Parameters = field(default_factory=Parameters)
+    limits: Limits = DEFAULT
 
     def check_file(self) -> None:
         """Raises MigrationError (`invalid-argument`) if the file of `mapped-ram` cannot be as the parameters say."""

@@ -218,7 +218,13 @@ def _read(machine: Machine, control: Control, fd: int) -> None:
     profile = machine.settings.profile
     control.set_parameters(json.dumps(machine.settings.parameters.values()))
     control.begin_incoming()
-    source = Incoming(control, machine.blocks, configuration=profile.configuration, footers=profile.footers)
+    source = Incoming(
+        control,
+        machine.blocks,
+        configuration=profile.configuration,
+        footers=profile.footers,
+        limits=machine.settings.limits.core,
+    )
     try:
         source.listen(_CHANNEL, os.dup(fd))
         source.accept()

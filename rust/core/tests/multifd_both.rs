@@ -8,6 +8,7 @@ mod cut;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use qmig_core::Result;
@@ -85,9 +86,11 @@ fn source(control: &Arc<Control>, format: Format, block: &Arc<Block>, uri: &Uri)
     moved
 }
 
-fn destination(incoming: &Incoming) -> Result<()> {
+/// `accepted` once all of its connections stand.
+fn destination(incoming: &Incoming, accepted: &AtomicBool) -> Result<()> {
     let ran = (|| {
         incoming.accept()?;
+        accepted.store(true, Ordering::SeqCst);
         while incoming.next()? != Event::Finished {}
         Ok(())
     })();
@@ -148,11 +151,15 @@ fn migrate_with(name: &str, format: Format, compression: Compression, cut: Cut, 
     incoming.listen(&back_uri, None).unwrap();
     let listener = UnixListener::bind(&front).unwrap();
     let watched = &from;
+    let (accepted, over) = (AtomicBool::new(false), AtomicBool::new(false));
     let (forwarded, heard, moved, ran) = thread::scope(|scope| {
         let relays = scope.spawn(|| {
             let mut relays = Vec::new();
             for connection in 0..=CHANNELS {
                 let ours = listener.accept().unwrap().0;
+                if over.load(Ordering::SeqCst) {
+                    break;
+                }
                 // The destination may have given up over an earlier one.
                 let Ok(theirs) = UnixStream::connect(&back) else { break };
                 let (forward, backward) = if connection == cut.connection { (cut.forward, cut.back) } else { (usize::MAX, usize::MAX) };
@@ -163,16 +170,21 @@ fn migrate_with(name: &str, format: Format, compression: Compression, cut: Cut, 
             drop(listener);
             relays.into_iter().map(|(ahead, behind)| (ahead.join().unwrap(), behind.join().unwrap())).collect::<Vec<_>>()
         });
-        let loads = scope.spawn(|| destination(&incoming));
+        let loads = scope.spawn(|| destination(&incoming, &accepted));
         let moved = source(&here, format, &from, &front_uri);
         if let Err(error) = &moved {
             session.fail(error.clone());
             // Whoever has not been connected to waits no longer.
+            over.store(true, Ordering::SeqCst);
             let _ = UnixStream::connect(&front);
         }
         session.finish();
-        let ran = loads.join().unwrap();
         let passed = relays.join().unwrap();
+        // A cut inside a handshake is no connection yet: the destination waits for a better one, and there is none.
+        if moved.is_err() && !accepted.load(Ordering::SeqCst) {
+            incoming.close();
+        }
+        let ran = loads.join().unwrap();
         (passed.iter().map(|(ahead, _)| *ahead).collect(), passed.first().map_or(0, |(_, behind)| *behind), moved, ran)
     });
     for path in [front, back] {
@@ -283,7 +295,7 @@ fn the_source_hears_that_its_channels_were_refused_and_not_only_that_they_are_cl
     let (path, uri) = socket("refused");
     incoming.listen(&uri, None).unwrap();
     let (moved, ran) = thread::scope(|scope| {
-        let loads = scope.spawn(|| destination(&incoming));
+        let loads = scope.spawn(|| destination(&incoming, &accepted));
         let moved = source(&here, Format::V7_2, &from, &uri);
         (moved, loads.join().unwrap())
     });

@@ -64,7 +64,7 @@ fn source(control: &Arc<Control>, block: &Arc<Block>, socket: UnixStream) -> Res
 }
 
 fn destination(block: &Arc<Block>, socket: UnixStream) -> Result<bool> {
-    let options = DecoderOptions { configuration: true, footers: true, description: true };
+    let options = DecoderOptions::default();
     let incoming = Incoming::new(Arc::new(Control::new(None)), vec![Arc::clone(block)], options)?;
     let ran = (|| {
         incoming.listen(&Uri::parse("fd:cut")?, Some(OwnedFd::from(socket)))?;

@@ -13,7 +13,7 @@ use crate::block::PyBlock as Block;
 use crate::control::Control;
 use crate::error::to_py;
 use crate::outgoing::owned;
-use crate::wire::Reader;
+use crate::wire::{Reader, within};
 
 /// Adds this file's classes to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -82,7 +82,7 @@ pub struct Incoming {
 #[pymethods]
 impl Incoming {
     #[new]
-    #[pyo3(signature = (control, blocks, *, configuration = true, footers = true, description = true, cpus = 0, uuid = [0; 16]))]
+    #[pyo3(signature = (control, blocks, *, configuration = true, footers = true, description = true, cpus = 0, uuid = [0; 16], limits = None))]
     fn new(
         control: &Bound<'_, Control>,
         blocks: Vec<PyRef<'_, Block>>,
@@ -91,9 +91,10 @@ impl Incoming {
         description: bool,
         cpus: u32,
         uuid: [u8; 16],
+        limits: Option<(usize, usize, u32)>,
     ) -> PyResult<Self> {
         let blocks = blocks.iter().map(|block| block.core()).collect::<PyResult<_>>()?;
-        let options = DecoderOptions { configuration, footers, description };
+        let options = DecoderOptions { configuration, footers, description, limits: within(limits) };
         let inner = recv::Incoming::new(control.get().core().clone(), blocks, options).map_err(|e| to_py(&e))?;
         inner.set_cpus(cpus);
         inner.set_uuid(uuid);

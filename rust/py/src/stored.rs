@@ -13,7 +13,7 @@ use qmig_core::{Error, ErrorKind, Result};
 
 use crate::error::to_py;
 use crate::outgoing::owned;
-use crate::wire::{Reader, Shared, element, lock, text};
+use crate::wire::{Reader, Shared, element, lock, text, within};
 
 /// Adds this file's class to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -41,13 +41,13 @@ fn source(fd: Option<OwnedFd>) -> Result<FileSource> {
 impl StoredStream {
     /// Over seekable files: the main channel and the multifd channels. Takes the descriptors over.
     #[new]
-    #[pyo3(signature = (main, channels, *, footers = None))]
-    fn new(main: i32, channels: Vec<i32>, footers: Option<bool>) -> PyResult<Self> {
+    #[pyo3(signature = (main, channels, *, footers = None, limits = None))]
+    fn new(main: i32, channels: Vec<i32>, footers: Option<bool>, limits: Option<(usize, usize, u32)>) -> PyResult<Self> {
         let open = |fd| source(owned(Some(fd))?).map_err(|e| to_py(&e));
         let main = open(main)?;
         let channels = channels.into_iter().map(open).collect::<PyResult<Vec<_>>>()?;
         let ram = StoredRam::new(&main, &channels);
-        let decoder = Decoder::offline(Input::new(main), footers).accepting(Accept::all());
+        let decoder = Decoder::offline_within(Input::new(main), footers, within(limits)).accepting(Accept::all());
         Ok(Self { decoder: Arc::new(Mutex::new(decoder)), ram: Mutex::new(ram) })
     }
 

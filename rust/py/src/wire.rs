@@ -8,7 +8,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyMemoryView};
 use qmig_core::wire::consts::PAGE_SIZE;
-use qmig_core::wire::limits::PEEK_MAX;
+use qmig_core::wire::limits::{Limits, PEEK_MAX};
 use qmig_core::wire::{Command, Decoder, Event, Input, NoSource, Output, PageCounts, PayloadSource, RecordingSink, SectionHeader, layout};
 use qmig_core::{Error, ErrorKind, Result};
 
@@ -34,6 +34,11 @@ fn bytes_of(data: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
 
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Limits as (sections, RAM blocks, bytes of a package).
+pub(crate) fn within(limits: Option<(usize, usize, u32)>) -> Limits {
+    limits.map_or_else(Limits::default, |(sections, ram_blocks, package)| Limits { sections, ram_blocks, package })
 }
 
 // ---- Reader

@@ -35,7 +35,6 @@ use crate::channel::{Cancel, Listener};
 use crate::control::{Control, Links};
 use crate::ram::{Block, RamList};
 use crate::repeats::Repeats;
-use crate::wire::limits::PACKAGE_MAX;
 use crate::wire::{Command, DecoderOptions, Event, PayloadSource, ReturnMessage, SectionKind};
 use crate::{Error, ErrorKind, Result};
 
@@ -403,8 +402,9 @@ impl Incoming {
         if !self.link().return_path {
             return Err(no_way_back("PACKAGED"));
         }
-        if size > PACKAGE_MAX {
-            let text = format!("a package of {size:#x} bytes; {PACKAGE_MAX:#x} are accepted (PACKAGE_MAX)");
+        let most = self.options.limits.package;
+        if size > most {
+            let text = format!("a package of {size:#x} bytes; {most:#x} are accepted (PACKAGE_MAX)");
             return Err(Error::new(ErrorKind::LimitExceeded, text));
         }
         let main = feed.main.as_mut().ok_or_else(closed)?;

@@ -69,7 +69,7 @@ mod tests {
         assert!(out.is_empty());
         out.file_header();
         commands(&mut out, &block, &bitmap(64, &(0..26).map(|n| 2 * n + 1).collect::<Vec<_>>()));
-        let options = DecoderOptions { configuration: false, footers: true, description: false };
+        let options = DecoderOptions { configuration: false, footers: true, description: false, ..DecoderOptions::default() };
         let mut decoder = Decoder::new(Input::from_bytes(out.into_vec(), 0), options);
         let mut found = Vec::new();
         while let Ok(Event::Command(Command::RamDiscard { name, ranges }, _)) = decoder.next(&mut NullSink) {

@@ -5,7 +5,7 @@
 
 mod sections;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::command::Command;
 use super::configuration::Configuration;
@@ -15,7 +15,7 @@ use super::consts::{
 };
 use super::elements::{Accept, DecoderOptions, Description, Event, SectionHeader, SectionKind};
 use super::input::{ByteSource, Input, NoSource, PayloadSource};
-use super::limits::DESCRIPTION_KEPT;
+use super::limits::{DESCRIPTION_KEPT, Limits};
 use super::page_channel::AnnouncedBlocks;
 use super::ram::RamState;
 use super::sink::PageSink;
@@ -70,8 +70,11 @@ pub struct Decoder<S> {
     /// Where the package ends that elements are read from, if this is offline; 0: none.
     package_end: u64,
     state: State,
+    limits: Limits,
     /// START and FULL headers by section id.
     announced: HashMap<u32, SectionHeader>,
+    /// Handlers, by name and instance, that have started a live section.
+    started: HashSet<(Vec<u8>, u32)>,
     ram: RamState,
 }
 
@@ -88,15 +91,22 @@ impl<S: ByteSource> Decoder<S> {
             part: Part::Whole,
             package_end: 0,
             state: State::Start,
+            limits: options.limits,
             announced: HashMap::new(),
-            ram: RamState::default(),
+            started: HashSet::new(),
+            ram: RamState::new(options.limits.ram_blocks),
         }
     }
 
     /// For stored streams: finds out by itself whether there is a configuration and, if `footers` is `None`, whether sections
     /// have footers; hands the description out.
     pub fn offline(input: Input<S>, footers: Option<bool>) -> Self {
-        let new = Self::new(input, DecoderOptions::default());
+        Self::offline_within(input, footers, Limits::default())
+    }
+
+    /// The same within other limits.
+    pub fn offline_within(input: Input<S>, footers: Option<bool>, limits: Limits) -> Self {
+        let new = Self::new(input, DecoderOptions { limits, ..DecoderOptions::default() });
         Self { configuration: Presence::Detect, footers: footers.map_or(Presence::Detect, Into::into), offline: true, ..new }
     }
 
@@ -119,8 +129,10 @@ impl<S: ByteSource> Decoder<S> {
             part: Part::Package,
             package_end: 0,
             state: State::Elements,
+            limits: self.limits,
             announced: self.announced.clone(),
-            ram: RamState::default(),
+            started: self.started.clone(),
+            ram: RamState::new(self.limits.ram_blocks),
         }
     }
 

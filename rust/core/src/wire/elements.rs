@@ -4,6 +4,7 @@ use bitflags::bitflags;
 
 use super::command::Command;
 use super::consts::RAM_IDSTR;
+use super::limits::Limits;
 use super::ram::PageCounts;
 
 /// What the machine at this end expects in a stream; the other end must agree, since a stream does not say.
@@ -15,11 +16,13 @@ pub struct DecoderOptions {
     pub footers: bool,
     /// A description may follow the end: wait for one more byte there (spec/stream 1.4).
     pub description: bool,
+    /// What the stream may ask for.
+    pub limits: Limits,
 }
 
 impl Default for DecoderOptions {
     fn default() -> Self {
-        Self { configuration: true, footers: true, description: true }
+        Self { configuration: true, footers: true, description: true, limits: Limits::default() }
     }
 }
 

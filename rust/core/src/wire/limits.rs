@@ -1,5 +1,22 @@
 //! Named limits for what a peer may ask us to hold or to do. The stream is hostile until proven otherwise.
 
+/// Those that whoever decodes may set otherwise (docs/reference/limits.md); the others follow from the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Instead of [`SECTIONS_MAX`].
+    pub sections: usize,
+    /// Instead of [`RAM_BLOCKS_MAX`].
+    pub ram_blocks: usize,
+    /// Instead of [`PACKAGE_MAX`].
+    pub package: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { sections: SECTIONS_MAX, ram_blocks: RAM_BLOCKS_MAX, package: PACKAGE_MAX }
+    }
+}
+
 /// Longest machine type name: real ones have a dozen bytes, and the field could announce four gigabytes.
 pub const MACHINE_NAME_MAX: u32 = 255;
 /// Capabilities in the configuration: two exist.

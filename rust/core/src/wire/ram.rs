@@ -9,7 +9,7 @@ use super::consts::{
 };
 use super::elements::Accept;
 use super::input::{ByteSource, Input};
-use super::limits::{COMPRESSED_PAGE_MAX, RAM_BLOCKS_MAX};
+use super::limits::COMPRESSED_PAGE_MAX;
 use super::sink::{BlockEntry, CodedPage, MappedRam, PageSink};
 use crate::{Error, ErrorKind, Result};
 
@@ -43,9 +43,16 @@ pub(super) struct RamState {
     pub addresses: bool,
     /// All page sizes of the source's blocks, as ADVISE said, where pages larger than the target's are among them.
     page_sizes: u64,
+    /// Blocks that a list may have.
+    most: usize,
 }
 
 impl RamState {
+    /// For a list of at most `most` blocks.
+    pub fn new(most: usize) -> Self {
+        Self { most, ..Self::default() }
+    }
+
     /// One payload up to and with its EOS; `first`: it is that of the START section, which opens with the block list.
     pub fn payload<S: ByteSource>(&mut self, input: &mut Input<S>, first: bool, sink: &mut dyn PageSink) -> Result<PageCounts> {
         sink.section_begin()?;
@@ -199,8 +206,8 @@ impl RamState {
     fn list<S: ByteSource>(&mut self, input: &mut Input<S>, total: u64, start: u64, sink: &dyn PageSink) -> Result<()> {
         let mut remaining = total;
         while remaining > 0 {
-            if self.blocks.len() == RAM_BLOCKS_MAX {
-                let text = format!("more than {RAM_BLOCKS_MAX} RAM blocks (RAM_BLOCKS_MAX)");
+            if self.blocks.len() >= self.most {
+                let text = format!("more than {} RAM blocks (RAM_BLOCKS_MAX)", self.most);
                 return Err(Error::new(ErrorKind::LimitExceeded, text).at(input.offset()));
             }
             let offset = input.offset();

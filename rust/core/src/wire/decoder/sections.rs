@@ -4,7 +4,6 @@ use super::{Decoder, Part, Presence, State};
 use crate::wire::consts::{FOOTER, RAM_VERSION};
 use crate::wire::elements::{Event, SectionHeader, SectionKind};
 use crate::wire::input::ByteSource;
-use crate::wire::limits::SECTIONS_MAX;
 use crate::wire::sink::PageSink;
 use crate::{Error, ErrorKind, Result};
 
@@ -41,7 +40,7 @@ impl<S: ByteSource> Decoder<S> {
         let same_handler = |other: &SectionHeader| other.idstr == header.idstr && other.instance == header.instance;
         // A FULL may come again (7.2 sends some devices twice); a live section starts once, and an id means one handler.
         let clash = self.announced.get(&header.id).is_some_and(|other| start || other.kind != header.kind || !same_handler(other))
-            || start && self.announced.values().any(|other| other.kind == SectionKind::Start && same_handler(other));
+            || start && self.started.contains(&(header.idstr.clone(), header.instance));
         if clash {
             let text = format!(
                 "section {} is announced again (id {:#x}); each live section starts once and each id stands for one handler",
@@ -50,8 +49,12 @@ impl<S: ByteSource> Decoder<S> {
             );
             return Err(Error::new(ErrorKind::DuplicateSection, text));
         }
-        if self.announced.len() == SECTIONS_MAX {
-            return Err(Error::new(ErrorKind::LimitExceeded, format!("more than {SECTIONS_MAX} sections (SECTIONS_MAX)")));
+        let most = self.limits.sections;
+        if self.announced.len() >= most && !self.announced.contains_key(&header.id) {
+            return Err(Error::new(ErrorKind::LimitExceeded, format!("more than {most} sections (SECTIONS_MAX)")));
+        }
+        if start {
+            self.started.insert((header.idstr.clone(), header.instance));
         }
         self.announced.insert(header.id, header.clone());
         Ok(())

@@ -2,7 +2,7 @@
 
 use super::super::command::Command;
 use super::super::consts::{RAM_COMPRESS_PAGE, RAM_FULL, RAM_HOOK, RAM_MULTIFD_FLUSH, RAM_PAGE, RAM_XBZRLE, RAM_ZERO};
-use super::super::limits::{CAPABILITIES_MAX, MACHINE_NAME_MAX, RAM_BLOCKS_MAX, SECTIONS_MAX};
+use super::super::limits::{CAPABILITIES_MAX, Limits, MACHINE_NAME_MAX, RAM_BLOCKS_MAX, SECTIONS_MAX};
 use super::super::{BlockEntry, DecoderOptions, NullSink};
 use super::*;
 use crate::ErrorKind::{
@@ -436,4 +436,37 @@ fn wrong_order_of_calls() {
     decoder.next(&mut NullSink).unwrap();
     assert_eq!(decoder.next(&mut NullSink).unwrap_err().kind, InvalidState);
     assert_eq!(decoder.next(&mut NullSink).unwrap_err().kind, InvalidState);
+}
+
+#[test]
+fn limits_that_were_set() {
+    let bytes = stream(|out| {
+        for id in 0..3 {
+            out.section_full(id, b"PCIHost", id, 1);
+            out.zeros(4);
+            out.footer(id);
+            // The same once more is no further section.
+            out.section_full(id, b"PCIHost", id, 1);
+            out.zeros(4);
+            out.footer(id);
+        }
+        out.eof();
+    });
+    let outcome = |sections| {
+        let options = DecoderOptions { limits: Limits { sections, ..Limits::default() }, ..DecoderOptions::default() };
+        let mut decoder = Decoder::new(Input::from_bytes(bytes.clone(), 0), options);
+        loop {
+            match decoder.next(&mut NullSink) {
+                Ok(Event::Section(header)) => {
+                    layout::skip_known(decoder.input(), &header).unwrap();
+                    decoder.section_done().unwrap();
+                }
+                Ok(Event::Finished) => return None,
+                Ok(_) => {}
+                Err(error) => return Some((error.kind, error.message)),
+            }
+        }
+    };
+    assert_eq!(outcome(3), None);
+    assert_eq!(outcome(2), Some((LimitExceeded, "more than 2 sections (SECTIONS_MAX)".to_owned())));
 }
