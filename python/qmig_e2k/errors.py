@@ -10,11 +10,12 @@ None), `path` (place inside the stream's structure) and `message` (the sentence 
 """
 
 import logging
+import threading
 from copy import copy
 
 from qmig_e2k._core import MigrationError, StreamError
 
-__all__ = ["MigrationError", "StreamError", "as_migration_error", "migration_error", "stream_error", "twin"]
+__all__ = ["MigrationError", "StreamError", "as_migration_error", "begin", "migration_error", "stream_error", "twin"]
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,15 @@ def stream_error(kind: str, message: str, *, offset: int | None = None, path: st
     error = StreamError(text)
     _fill(error, kind, message, offset, path)
     return error
+
+
+def begin(thread: threading.Thread) -> None:
+    """Start a thread. Raises MigrationError (`no-memory`) if the system gives none: nothing has been done then."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        text = f"{error} ({thread.name}): there is no memory for its stack, or there are too many (ulimit -v and -u)"
+        raise migration_error("no-memory", text) from error
 
 
 def as_migration_error(error: BaseException) -> MigrationError:

@@ -11,7 +11,7 @@ import threading
 import time
 
 from qmig_e2k._core import Control, Incoming, MigrationError
-from qmig_e2k.errors import as_migration_error, migration_error, stream_error
+from qmig_e2k.errors import as_migration_error, begin, migration_error, stream_error
 from qmig_e2k.migration import tls
 from qmig_e2k.migration.descriptors import closed_on_error, inherited, refuse_unwanted
 from qmig_e2k.migration.handle import Arrival
@@ -68,7 +68,7 @@ def incoming(machine: Machine, uri: str, fd: int | None = None) -> Arrival:
         addresses = source.listen(uri, fd)
         control.set_socket_addresses(addresses)
         arrival = Arrival(control, uri, json.loads(addresses), source)
-        threading.Thread(target=_Destination(machine, source, arrival).run, name="incoming").start()
+        begin(threading.Thread(target=_Destination(machine, source, arrival).run, name="incoming"))
     except BaseException as error:
         source.close()
         control.fail_incoming(str(error))

@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qmig_e2k.errors import MigrationError, migration_error
+from qmig_e2k.errors import MigrationError, begin, migration_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,9 +88,9 @@ class Jobs:
                 raise migration_error("invalid-argument", f"Job ID '{job_id}' already in use")
             thread = threading.Thread(target=self._run, args=(job_id, work), name=f"job-{job_id}")
             job = _Job(job_id, kind, thread, cancel)
+            begin(thread)  # waits for the lock
             self._enter(job, "created")
             self._enter(job, "running")
-            thread.start()  # waits for the lock
             self._jobs[job_id] = job
 
     def query(self) -> list[dict[str, Any]]:

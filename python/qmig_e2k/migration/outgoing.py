@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from qmig_e2k._core import MigrationError, Outgoing, check_uri
-from qmig_e2k.errors import as_migration_error, migration_error
+from qmig_e2k.errors import as_migration_error, begin, migration_error
 from qmig_e2k.migration import tls
 from qmig_e2k.migration.blockers import POSTCOPY, RUNNING
 from qmig_e2k.migration.descriptors import closed_on_error, refuse_unwanted
@@ -144,10 +144,10 @@ class _Source:
             with closed_on_error(fd):
                 check_uri(self._uri)
                 if slow:
-                    thread.start()
+                    begin(thread)
             if not slow:
                 self._connect(fd)
-                thread.start()
+                begin(thread)
         except BaseException as error:
             self._end(error)
             raise

@@ -21,6 +21,7 @@ pub mod postcopy;
 pub mod ram;
 pub mod recv;
 mod repeats;
+mod room;
 pub mod send;
 pub mod stored;
 #[allow(unsafe_code)]

@@ -295,7 +295,7 @@ fn the_source_hears_that_its_channels_were_refused_and_not_only_that_they_are_cl
     let (path, uri) = socket("refused");
     incoming.listen(&uri, None).unwrap();
     let (moved, ran) = thread::scope(|scope| {
-        let loads = scope.spawn(|| destination(&incoming, &accepted));
+        let loads = scope.spawn(|| destination(&incoming, &AtomicBool::new(false)));
         let moved = source(&here, Format::V7_2, &from, &uri);
         (moved, loads.join().unwrap())
     });

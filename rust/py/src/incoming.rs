@@ -82,6 +82,7 @@ pub struct Incoming {
 #[pymethods]
 impl Incoming {
     #[new]
+    #[allow(clippy::too_many_arguments)] // keyword arguments of Python
     #[pyo3(signature = (control, blocks, *, configuration = true, footers = true, description = true, cpus = 0, uuid = [0; 16], limits = None))]
     fn new(
         control: &Bound<'_, Control>,

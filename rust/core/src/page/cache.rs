@@ -1,6 +1,7 @@
 //! The last version of pages that were sent (spec/stream 5.5): direct mapped, keyed by the address of a page.
 
 use super::bad;
+use crate::room::zeroed;
 use crate::{Error, ErrorKind, Result};
 
 /// Copies of pages, each in the one slot that its address allows.
@@ -30,14 +31,12 @@ impl PageCache {
                 "a page cache of {size} bytes for pages of {page_size}: both are powers of two, with room for a page at least"
             )));
         }
+        let pages = zeroed(size, "a page cache")?;
         let mut slots = Vec::new();
-        let mut pages = Vec::new();
         slots
             .try_reserve_exact(size / page_size)
-            .and_then(|()| pages.try_reserve_exact(size))
             .map_err(|_| Error::new(ErrorKind::NoMemory, format!("there is no memory for a page cache of {size} bytes")))?;
         slots.resize(size / page_size, Slot::default());
-        pages.resize(size, 0);
         Ok(Self { page_size, slots, pages })
     }
 

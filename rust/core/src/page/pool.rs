@@ -13,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::inflate::{PageDeflate, PageInflate};
+use crate::room::zeroed;
 use crate::wire::consts::PAGE_BYTES;
 use crate::wire::limits::COMPRESSED_PAGE_MAX;
 use crate::{Error, ErrorKind, Result};
@@ -54,9 +55,10 @@ pub struct Batch<T> {
 }
 
 impl<T: Copy> Batch<T> {
-    fn new() -> Self {
-        let room = |bytes: usize| vec![0; BATCH * bytes].into_boxed_slice();
-        Self { pages: Vec::with_capacity(BATCH), outcomes: Vec::with_capacity(BATCH), plain: room(PAGE_BYTES), packed: room(ROOM) }
+    fn new() -> Result<Self> {
+        let room = |bytes: usize| zeroed(BATCH * bytes, "a buffer of compressed pages").map(Vec::into_boxed_slice);
+        let (pages, outcomes) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+        Ok(Self { pages, outcomes, plain: room(PAGE_BYTES)?, packed: room(ROOM)? })
     }
 
     /// The pages with their owner's words, in the order in which they were put.
@@ -180,7 +182,7 @@ impl<T: Copy + Send + 'static> Pool<T> {
         let queue = || VecDeque::with_capacity(batches);
         let state = State { queue: queue(), done: queue(), asleep: 0, awaited: false, stop: false, broken: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), over: Condvar::new() });
-        let idle = (0..batches).map(|_| Batch::new()).collect();
+        let idle = (0..batches).map(|_| Batch::new()).collect::<Result<_>>()?;
         let mut pool = Self { shared, threads: Vec::with_capacity(threads), idle, filling: None, away: 0 };
         for _ in 0..threads {
             let (shared, tool) = (Arc::clone(&pool.shared), tool()?);

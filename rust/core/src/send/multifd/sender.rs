@@ -10,6 +10,7 @@ use crate::channel::WriteHalf;
 use crate::control::{Compression, Session};
 use crate::page::{Deflate, Zstd};
 use crate::ram::Block;
+use crate::room::zeroed;
 use crate::send::records::is_zero;
 use crate::send::return_path::Ear;
 use crate::sys::io::IoVec;
@@ -56,7 +57,8 @@ impl Code {
             Compression::Zlib(level) => Endless::Zlib(Deflate::new(level)),
             Compression::Zstd(level) => Endless::Zstd(Zstd::new(level)?),
         };
-        Ok(Self::Pressed(Press { stream, raw: vec![0; PIECE * PAGE_BYTES], out: vec![0; MULTIFD_DATA_MAX as usize] }))
+        let room = |bytes| zeroed(bytes, "a multifd channel's buffer");
+        Ok(Self::Pressed(Press { stream, raw: room(PIECE * PAGE_BYTES)?, out: room(MULTIFD_DATA_MAX as usize)? }))
     }
 
     fn method(&self) -> Method {
