@@ -16,6 +16,8 @@ MEMORY_MAY_GROW = 4 << 20
 """Bytes: an arena more; a leak of a page table or of a cache is more than that."""
 ENOUGH = 60
 """Samples: fewer do not see every way of travelling in each quarter."""
+WARM = 500
+"""Samples before anything is said of memory: each thread that ever was gets an arena sooner or later, and fills it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Series:
             if now > before:
                 found.append(f"{name} from {before} to {now}")
         before, now = self._medians()
-        if now - before > MEMORY_MAY_GROW:
+        if len(self.samples) >= WARM and now - before > MEMORY_MAY_GROW:
             found.append(f"memory from {before >> 10} KiB to {now >> 10} KiB")
         return found
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from soak.__main__ import Soak, soak, table
-from soak.counters import ENOUGH, MEMORY_MAY_GROW, Held, Series
+from soak.counters import ENOUGH, MEMORY_MAY_GROW, WARM, Held, Series
 from soak.trips import WAYS, SoakError, precopy
 
 STEADY = Held(descriptors=11, threads=5, mappings=300, memory=40 << 20)
@@ -15,7 +15,7 @@ STEADY = Held(descriptors=11, threads=5, mappings=300, memory=40 << 20)
 def series(grow):
     """Samples that waver, as those of different ways do; `grow(i)` gives what is held more in sample `i`."""
     made, noise = Series(), random.Random(3)
-    for i in range(4 * ENOUGH):
+    for i in range(WARM):
         more = {"descriptors": noise.randrange(4), "threads": noise.randrange(2), "memory": noise.randrange(1 << 20)}
         for name, value in grow(i).items():
             more[name] += value
@@ -29,9 +29,9 @@ def series(grow):
         (lambda i: {}, []),
         # caches that fill
         (lambda i: {"memory": min(i, ENOUGH) << 20, "descriptors": i > 20}, []),
-        (lambda i: {"descriptors": i // 60}, ["descriptors"]),
-        (lambda i: {"threads": i // 60}, ["threads"]),
-        (lambda i: {"memory": i * MEMORY_MAY_GROW // ENOUGH}, ["memory"]),
+        (lambda i: {"descriptors": i // 100}, ["descriptors"]),
+        (lambda i: {"threads": i // 100}, ["threads"]),
+        (lambda i: {"memory": 4 * i * MEMORY_MAY_GROW // WARM}, ["memory"]),
         (lambda i: {"descriptors": i, "threads": i}, ["descriptors", "threads"]),
     ],
     ids=["steady", "warm-up", "descriptors", "threads", "memory", "both"],
@@ -41,7 +41,9 @@ def test_what_grows_is_seen(grow, words):
 
 
 def test_few_samples_say_nothing():
-    few = series(lambda i: {"threads": i})
+    few = series(lambda i: {"threads": i, "memory": i << 20})
+    del few.samples[WARM - 1 :]
+    assert [each.split()[0] for each in few.growth()] == ["threads"]
     del few.samples[ENOUGH - 1 :]
     assert few.growth() == []
 

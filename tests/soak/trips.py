@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DEADLINE_S = 120.0
 """For each thing that is waited for; a busy host takes its time."""
+PATIENT = 10_000
+"""Milliseconds that the machine may stand still: on a busy host nothing faster than its guest may be had."""
 SLOW = 1 << 20
 """Bytes a second where something shall happen in between."""
 FINAL = frozenset({"completed", "failed", "cancelled"})
@@ -56,7 +58,7 @@ class Sides:
             states = [{"capability": name, "state": False} for name in SWITCHED]
             states.append({"capability": "events", "state": True})
             side.execute("migrate-set-capabilities", capabilities=states)
-            side.execute("migrate-set-parameters", max_bandwidth=0, max_postcopy_bandwidth=0)
+            side.execute("migrate-set-parameters", max_bandwidth=0, max_postcopy_bandwidth=0, downtime_limit=PATIENT)
             if self.tls:
                 side.execute("migrate-set-parameters", tls_creds="")
 
