@@ -35,6 +35,16 @@ def limited(peer, kind, value):
     resource.prlimit(peer.process.pid, kind, (value, resource.RLIM_INFINITY))
 
 
+def has_written(peer, pages):
+    """The guest has: zero pages need next to no room."""
+
+    def found():
+        memory = peer.memory(4 << 20)
+        return sum(any(memory[at : at + 4096]) for at in range(0, len(memory), 4096)) > pages
+
+    wait_until(found, what="the guest writing")
+
+
 def stays(peer, *words):
     """The migration has failed, says why, and the machine runs."""
     answer = peer.wait_migration("failed")
@@ -65,7 +75,8 @@ def test_a_file_that_can_grow_no_further(machines, tmp_path, mapped):
     for side in machines:
         side.set_capabilities(mapped_ram=mapped)
     uri = f"file:{tmp_path}/stream"
-    for most in (4096, 100_000, 2 << 20):
+    has_written(source, 400)
+    for most in (4096, 100_000, 1 << 20):
         limited(source, resource.RLIMIT_FSIZE, most)
         source.command("migrate", uri=uri)
         stays(source, "File too large")
@@ -78,7 +89,7 @@ def test_a_disk_that_is_full(machines, room, tmp_path):
     """A file system with less room than RAM has; with more it does."""
     source, destination = machines
     uri = f"file:{tmp_path}/small/stream"
-    wait_until(lambda: any(source.memory(4096, 3 << 20)), what="the guest writing")
+    has_written(source, 700)
     source.command("migrate", uri=uri)
     stays(source, "No space left")
     assert room(64 << 20)

@@ -61,7 +61,7 @@ class Jobs:
         """`control` is told of every change (JOB_STATUS_CHANGE)."""
         self._control = control
         self._lock = threading.Lock()
-        self._turn = threading.Lock()
+        self._newest: threading.Thread | None = None
         self._jobs: dict[str, _Job] = {}
         self._closed = False
 
@@ -86,9 +86,11 @@ class Jobs:
                 raise migration_error("invalid-state", _CLOSED)
             if job_id in self._jobs:
                 raise migration_error("invalid-argument", f"Job ID '{job_id}' already in use")
-            thread = threading.Thread(target=self._run, args=(job_id, work), name=f"job-{job_id}")
+            arguments = (job_id, work, self._newest)
+            thread = threading.Thread(target=self._run, args=arguments, name=f"job-{job_id}")
             job = _Job(job_id, kind, thread, cancel)
             begin(thread)  # waits for the lock
+            self._newest = thread
             self._enter(job, "created")
             self._enter(job, "running")
             self._jobs[job_id] = job
@@ -139,28 +141,29 @@ class Jobs:
                 cancel()
                 thread.join(_JOIN_POLL)
 
-    def _run(self, job_id: str, work: Callable[[], object]) -> None:
+    def _run(self, job_id: str, work: Callable[[], object], before: threading.Thread | None) -> None:
         with self._lock:
             job = self._jobs[job_id]
         error: str | None = None
-        with self._turn:
-            with self._lock:
-                job.begun = True
-                if self._closed or job.cancelled:
-                    error = _CLOSED if self._closed else _CANCELLED
-            try:
-                if error is None:
-                    work()
-            except MigrationError as failure:
-                error = str(failure)
-            except Exception as failure:
-                log.exception("job %s failed", job_id)
-                error = f"{type(failure).__name__}: {failure}"
-            with self._lock:
-                job.done, job.error = 1, error
-                for status in ("waiting", "pending") if error is None else ("aborting",):
-                    self._enter(job, status)
-                self._enter(job, "concluded")
+        if before is not None:
+            before.join()  # one after the other, in the order in which they were begun
+        with self._lock:
+            job.begun = True
+            if self._closed or job.cancelled:
+                error = _CLOSED if self._closed else _CANCELLED
+        try:
+            if error is None:
+                work()
+        except MigrationError as failure:
+            error = str(failure)
+        except Exception as failure:
+            log.exception("job %s failed", job_id)
+            error = f"{type(failure).__name__}: {failure}"
+        with self._lock:
+            job.done, job.error = 1, error
+            for status in ("waiting", "pending") if error is None else ("aborting",):
+                self._enter(job, status)
+            self._enter(job, "concluded")
 
     def _enter(self, job: _Job, status: str) -> None:
         job.status = status
