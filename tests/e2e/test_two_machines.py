@@ -2,6 +2,7 @@
 
 import asyncio
 import mmap
+import os
 import socket
 import threading
 import uuid
@@ -359,3 +360,20 @@ def test_nothing_is_left_over():
                 wait_until(lambda: threading.active_count() <= 4, what="threads ending")
                 before = count()
         wait_until(lambda: count() <= before, what=f"descriptors and threads going back to {before}")
+
+
+def test_the_command_that_brought_a_machine_may_end(tmp_path):
+    stream, go_on, done = (tmp_path / name for name in ("stream", "go-on", "done"))
+    os.mkfifo(go_on)
+    fifo = os.open(go_on, os.O_RDWR)
+    try:
+        with pair(size=1 << 20) as (source, destination):
+            source.vm.start()
+            source.vm.migrate(f"file:{stream}").wait(20)
+            arrival = destination.vm.incoming(f"exec:cat {stream}; read x < {go_on}; echo whole > {done}")
+            wait_until(lambda: arrival.status == "completed", what="the machine")
+            os.write(fifo, b"on\n")
+            arrival.wait(20)
+            wait_until(lambda: done.exists() and done.read_text() == "whole\n", what="the end of the command")
+    finally:
+        os.close(fifo)

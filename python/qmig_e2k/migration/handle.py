@@ -251,7 +251,7 @@ class Migration(Handle):
         `wait` then raises MigrationError (`ownership-unknown`), and the machine stays stopped here. Only who knows that
         the destination has ended without running it says `Vm.start`.
 
-        Raises MigrationError (`invalid-state`) unless it is paused, and if the destination was heard: it has the machine.
+        Raises MigrationError (`invalid-state`) unless it is paused, and if the destination was heard: it is there.
         """
         self._control.give_up_outgoing()
 

@@ -7,11 +7,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use qmig_core::channel::Uri;
 use qmig_core::control::{Control, Status};
 use qmig_core::ram::Block;
-use qmig_core::recv::Incoming;
+use qmig_core::recv::{Deadlines, Incoming};
 use qmig_core::wire::{Advise, Command, DecoderOptions, Event, Output, ReturnMessage};
 use qmig_core::{Error, ErrorKind};
 
@@ -170,6 +171,19 @@ fn the_fence_decides_between_a_cancel_and_a_promise() {
     destination.incoming.finish(0).unwrap();
     let all = [ReturnMessage::Pong(1), ReturnMessage::Pong(2), ReturnMessage::Pong(3), ReturnMessage::Shut(0)];
     assert_eq!(everything(source), answers(&all));
+}
+
+#[test]
+fn a_source_that_says_nothing_after_the_fence_is_not_waited_for_for_ever() {
+    let mut stream = head_with_ram();
+    stream.ping(1);
+    stream.ping(2);
+    let (destination, source) = Destination::connected(&stream);
+    destination.incoming.set_deadlines(Deadlines { stall: Duration::from_millis(50), ..Deadlines::default() });
+    assert!(matches!(destination.incoming.next().unwrap(), Event::Command(..)));
+    let error = destination.incoming.next().unwrap_err();
+    assert!(error.kind == ErrorKind::Timeout && error.message.contains("nothing for 50ms since it was told"), "{error}");
+    drop(source);
 }
 
 #[test]

@@ -141,15 +141,15 @@ impl ReadHalf {
         Ok(0)
     }
 
-    /// Everything that was wanted has been read: lets a command end and takes its status (dying of a closed pipe is no failure here).
-    /// Anything else has nothing to say. Reads return 0 afterwards for a command.
+    /// Everything that was wanted has been read: lets a command end, until the deadline if there is one, and takes its status (dying of a closed
+    /// pipe is no failure here). Anything else has nothing to say. Reads return 0 afterwards for a command.
     pub fn finish(&mut self) -> Result<()> {
         let Some(command) = &mut self.command else { return Ok(()) };
         let Some(link) = self.link.take() else { return Ok(()) };
         let cancel = link.cancel.clone();
         link.end(rustix::net::Shutdown::Both);
         drop(link); // closes the pipe: a command that still writes must not wait for us
-        command.succeeded(&cancel, true, None)
+        command.succeeded(&cancel, true, self.deadline)
     }
 }
 

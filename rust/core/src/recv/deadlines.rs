@@ -13,7 +13,8 @@ pub struct Deadlines {
     pub recover: Duration,
     /// For the last requested pages after the end of everything else.
     pub drain: Duration,
-    /// For the next byte, while requested pages are outstanding, a host page has come in part, or the main channel waits for another.
+    /// For the next byte, while requested pages are outstanding, a host page has come in part, the main channel waits for another, or precopy
+    /// has only to end.
     pub stall: Duration,
 }
 

@@ -9,7 +9,7 @@ use super::silence::Silence;
 use crate::channel::{Cancel, ReadHalf};
 use crate::control::Counter;
 use crate::wire::{ByteSource, Decoder};
-use crate::{ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// How long a source that was told the outcome may take to hang up.
 pub const LINGER: Duration = Duration::from_secs(1);
@@ -28,6 +28,8 @@ pub struct Source {
     patient: Option<Arc<AtomicBool>>,
     /// What bounds a read without a deadline.
     silence: Option<Arc<Silence>>,
+    /// How long nothing may come.
+    idle: Option<Duration>,
     /// The channels beside it: if one breaks, there is nothing more to wait for.
     beside: Option<Arc<FanIn>>,
 }
@@ -35,7 +37,7 @@ pub struct Source {
 impl Source {
     /// Waits for as long as it takes. What comes is counted in `received`.
     pub fn new(reader: ReadHalf, received: &Arc<Counter>) -> Self {
-        Self { reader, received: Arc::clone(received), deadline: None, patient: None, silence: None, beside: None }
+        Self { reader, received: Arc::clone(received), deadline: None, patient: None, silence: None, idle: None, beside: None }
     }
 
     /// A read that has to wait beyond `deadline` fails as `timeout`.
@@ -58,6 +60,17 @@ impl Source {
     /// Where there is no deadline, waits for as long as `silence` allows.
     pub fn bear(&mut self, silence: &Arc<Silence>) {
         self.silence = Some(Arc::clone(silence));
+    }
+
+    /// The source was told that all it sent is here, and has nothing to do but to end: a read that waits longer than `time` fails as `timeout`.
+    pub fn expect_end(&mut self, time: Duration) {
+        self.idle = Some(time);
+    }
+
+    /// Everything was read: a command may end by `deadline`, and is told if it failed.
+    pub fn finish(&mut self, deadline: Instant) -> Result<()> {
+        self.reader.set_deadline(deadline);
+        self.reader.finish()
     }
 
     /// A read fails with what breaks one of `channels`.
@@ -89,6 +102,7 @@ impl Source {
 impl ByteSource for Source {
     fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
         let mut owed = None;
+        let enough = self.idle.map(|time| Instant::now() + time);
         loop {
             if self.may_be_patient() {
                 self.clear_deadline();
@@ -99,12 +113,15 @@ impl ByteSource for Source {
             }
             // Patience may come, and pages be asked for, while this waits.
             let look = self.silence.as_ref().map(|silence| now + silence.step());
-            let until = [self.deadline, look].into_iter().flatten().min();
+            let until = [self.deadline, look, enough].into_iter().flatten().min();
             match until {
                 Some(until) => self.reader.set_deadline(until),
                 None => self.reader.clear_deadline(),
             }
             match self.reader.read(buf) {
+                Err(error) if error.kind == ErrorKind::Timeout && enough.is_some_and(|at| Instant::now() >= at) => {
+                    return Err(fell_silent(error, self.idle.unwrap_or_default()));
+                }
                 // The kernel has timeouts of its own, which are the end of a connection.
                 Err(error) if error.kind == ErrorKind::Timeout && until.is_some_and(|at| Instant::now() >= at) && self.goes_on() => {}
                 Err(error) if error.kind == ErrorKind::Cancelled => {
@@ -118,6 +135,14 @@ impl ByteSource for Source {
     fn skip(&mut self, n: u64) -> Result<u64> {
         self.reader.skip(n)
     }
+}
+
+fn fell_silent(mut error: Error, time: Duration) -> Error {
+    error.message = format!(
+        "the source has sent nothing for {time:?} since it was told that everything is here; query-migrate there says whether it still has \
+         the machine"
+    );
+    error
 }
 
 /// The last word was said: reads and drops what still comes until the source hangs up, for a moment. Who closes a socket over unread

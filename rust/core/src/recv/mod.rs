@@ -160,6 +160,13 @@ impl Incoming {
             self.answer(&ReturnMessage::Pong(token))?;
         }
         let mut feed = lock(&self.feed);
+        if fence.is_some()
+            && feed.package.is_none()
+            && let Some(main) = &mut feed.main
+        {
+            // From here on nobody may cancel this.
+            main.input().source().expect_end(lock(&self.postcopy).deadlines.stall);
+        }
         let mut loader = lock(&self.loader);
         loop {
             if let Some(listening) = self.listening() {
@@ -258,7 +265,12 @@ impl Incoming {
                 Ok(())
             }
             None if self.link().return_path => self.last_word(status),
-            None => Ok(()),
+            None => {
+                if status == 0 {
+                    self.let_command_end();
+                }
+                Ok(())
+            }
         };
         self.close();
         answered
@@ -274,6 +286,14 @@ impl Incoming {
             drain(main);
         }
         Ok(())
+    }
+
+    /// All that a command had to say is here; if it fails at the end somebody should know.
+    fn let_command_end(&self) {
+        let ended = lock(&self.feed).main.as_mut().map_or(Ok(()), |main| main.input().source().finish(Instant::now() + PATIENCE));
+        if let Err(error) = ended {
+            tracing::warn!(%error, "the machine has arrived, but the command that brought it did not end well");
+        }
     }
 
     /// Cut everything; a machine that has not begun to run here never will. Once it may run, only the connection is cut, as by
