@@ -65,7 +65,13 @@ class Authority:
         """Put a list into the folder `path` by which `certificate` is not trusted any more."""
         signer = ("-config", "config", "-cert", "cert", "-keyfile", "key")
         self._openssl("ca", *signer, "-revoke", str(certificate))
-        self._openssl("ca", *signer, "-gencrl", "-out", str(path / "ca-crl.pem"))
+        self.list(path)
+
+    def list(self, path: Path, *, stale: bool = False) -> None:
+        """Put the present list of revoked certificates into `path`; a `stale` one should have been renewed long ago."""
+        signer = ("-config", "config", "-cert", "cert", "-keyfile", "key")
+        dates = ("-crl_lastupdate", "20200101000000Z", "-crl_nextupdate", "20200102000000Z") if stale else ()
+        self._openssl("ca", *signer, "-gencrl", *dates, "-out", str(path / "ca-crl.pem"))
 
     def _openssl(self, *arguments: str) -> None:
         done = subprocess.run(
@@ -78,10 +84,11 @@ def make(base: Path) -> Path:
     """The folders of all tests, below `base`.
 
     `good`, and `second` of another name; `bare` has no certificate of its own; `expired`, `elsewhere` (for another
-    host), `stranger` (of another authority) and `revoking` (which trusts the one in `second` no more) are bad.
+    host), `stranger` (of another authority) and `revoking` (which trusts the one in `second` no more) are bad;
+    `stale` has the list of `revoking`, past its date.
     """
     authority = Authority(base / "authority", "the authority")
-    for name in ("good", "second", "bare", "expired", "elsewhere", "revoking"):
+    for name in ("good", "second", "bare", "expired", "elsewhere", "revoking", "stale"):
         folder = authority.folder(base / name)
         if name == "bare":
             continue
@@ -89,6 +96,7 @@ def make(base: Path) -> Path:
             hosts = "DNS:elsewhere.example" if name == "elsewhere" else HERE
             authority.issue(folder, role, name=name, hosts=hosts, expired=name == "expired")
     authority.revoke(base / "second/client-cert.pem", base / "revoking")
+    authority.list(base / "stale", stale=True)
     other = Authority(base / "other", "the other authority")
     stranger = other.folder(base / "stranger")
     for role in ("server", "client"):

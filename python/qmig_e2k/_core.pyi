@@ -69,6 +69,9 @@ class Block:
     @property
     def max_size(self) -> int: ...
     @property
+    def resizable(self) -> bool:
+        """Whether a stream may bring another length: it was made with a `max_size`."""
+    @property
     def page_size(self) -> int:
         """Page size of the backing memory in bytes."""
     @property

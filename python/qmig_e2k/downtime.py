@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "slowest"]
 
-_ORDER = ("stop", "devices", "sync", "pages", "switchover", "load", "start")
+_ORDER = ("stop", "pause", "devices", "sync", "pages", "switchover", "load", "start")
 """As they follow each other. `load` falls into `switchover`: the source waits for it."""
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -332,6 +333,21 @@ def test_events_of_a_reset_and_the_end(serve):
     peer.command("quit")
     assert peer.qmp.wait_event("SHUTDOWN")["data"] == {"guest": False, "reason": "host-qmp-quit"}
     assert peer.process.wait(10) == 0
+
+
+def test_quit_during_a_postcopy_says_what_is_lost(serve):
+    source, destination = serve("-m", "16M"), serve("-m", "16M", incoming="defer")
+    source.command("x-block-prefault", block="ram", offset=0, length=16 << 20)
+    for peer in (source, destination):
+        peer.set_capabilities(postcopy_ram=True)
+    slow = {"max_bandwidth": 1 << 16, "max_postcopy_bandwidth": 1 << 16, "downtime_limit": 0}
+    source.command("migrate-set-parameters", **slow)
+    source.command("migrate", uri=destination.listen())
+    source.command("migrate-start-postcopy")
+    source.wait_migration("postcopy-active")
+    source.command("quit")
+    wait_until(lambda: re.search(r"still needs [1-9]\d+ bytes of memory from here", source.words()), what="a warning")
+    assert "within 5 s is lost" in source.words()
 
 
 def test_quit_during_a_migration(serve):

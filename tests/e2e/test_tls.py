@@ -157,6 +157,20 @@ def test_bad_certificates_stop_a_migration_and_nothing_else(certificates, tmp_pa
         arrives(source, destination, uri, arrival)
 
 
+def test_a_list_past_its_date_counts_and_is_told_of(certificates, caplog):
+    """QEMU 7.2 accepts it, too, and says nothing."""
+    with pair() as (source, destination):
+        trust(destination, certificates / "stale", "server")
+        wait_until(lambda: "ca-crl.pem: a newer list was to come by Jan  2" in caplog.text, what="a warning")
+        trust(source, certificates / "second", "client")
+        source.vm.start()
+        uri, arrival = destination.listen()
+        with pytest.raises(MigrationError, match="revoked"):
+            source.vm.migrate(uri).wait(30)
+        trust(source, certificates / "good", "client", "better")
+        arrives(source, destination, uri, arrival)
+
+
 def test_an_empty_list_lets_nobody_in(certificates):
     """As in QEMU; never set, it lets everybody in."""
     with pair() as (source, destination):

@@ -164,3 +164,18 @@ def test_by_hand(vm):
     assert lines("info dirty_rate")[3:] == ["Period: 60 (sec)", "Mode: dirty-bitmap", "Dirty rate: (not ready)"]
     vm.machine.dirty_rates.cut()
     assert lines("info dirty_rate")[3:] == ["Period: 0 (sec)", "Mode: dirty-bitmap", "Dirty rate: 0 (MB/s)"]
+
+
+def test_what_is_refused_ends_no_measurement(tmp_path):
+    """A migration whose settings do not fit, and a snapshot that is not there."""
+    with Vm("none", snapshot_dir=tmp_path) as vm:
+        vm.add_ram("ram", SIZE)
+        rates = rate(vm)
+        vm.set_capabilities(mapped_ram=True)
+        vm.set_parameters(multifd_compression="zlib")
+        for action in (lambda: vm.migrate(f"file:{tmp_path}/x"), lambda: vm.loadvm("nothing")):
+            with pytest.raises(MigrationError):
+                action()
+            assert rates.query()["status"] == "measuring"
+        vm.savevm("x")
+        assert rates.query()["status"] == "measured"

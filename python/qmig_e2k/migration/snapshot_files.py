@@ -77,7 +77,8 @@ class SnapshotDirectory:
         with _named(f"the snapshot directory {self.path}"):
             if not self.path.is_dir():
                 self.path.mkdir(exist_ok=True)
-                _sync(self.path.parent)  # or a crash of the host takes it, with all that was saved into it
+                with suppress(PermissionError):  # it may be written and not read
+                    _sync(self.path.parent)  # or a crash of the host takes it, with all that was saved into it
 
     def list(self) -> list[Snapshot]:
         """All whole snapshots, the oldest first. Raises MigrationError (`io`)."""
@@ -132,7 +133,7 @@ class SnapshotDirectory:
         """
         places = {tag: self._place(tag) for tag in tags}
         for tag, place in places.items():
-            if place.is_dir():
+            if place.is_dir() and not place.is_symlink():
                 raise migration_error("io", f"snapshot {tag!r} has no place: {place} is a directory; move it away")
         with _named(f"a file in {self.path}"):
             self._clear()

@@ -206,7 +206,7 @@ def _check_blocks(here: dict[str, Block], stored: list[dict[str, Any]]) -> None:
         name, size, ours = block["name"], block["size"], here.get(block["name"])
         if ours is None:
             raise stream_error("unknown-block", f"there is no RAM block {name!r} here", offset=block["offset"])
-        if size > ours.max_size:
+        if size > ours.max_size or (size != ours.size and not ours.resizable):
             text = f"it has {size} bytes there and {ours.size} here; start this side with the same memory"
             raise stream_error("block-mismatch", text, offset=block["offset"], path=f"ram/{name}")
     absent = here.keys() - {block["name"] for block in stored}

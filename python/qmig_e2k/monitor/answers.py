@@ -82,7 +82,7 @@ _ADDRESS = Struct(
     {"type": Enum(("inet", "unix", "vsock", "fd"))}, {"host": STR, "port": STR, "path": STR, "str": STR}, anything=True
 )
 
-_MICROSECONDS = dict.fromkeys(("stop", "sync", "pages", "switchover", "load", "start"), INT)
+_MICROSECONDS = dict.fromkeys(("stop", "pause", "sync", "pages", "switchover", "load", "start"), INT)
 
 MIGRATION = Struct(
     {},

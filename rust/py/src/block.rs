@@ -193,6 +193,11 @@ impl PyBlock {
     }
 
     #[getter]
+    fn resizable(&self) -> PyResult<bool> {
+        Ok(self.core()?.resizable())
+    }
+
+    #[getter]
     fn page_size(&self) -> PyResult<u64> {
         Ok(self.core()?.page_size())
     }

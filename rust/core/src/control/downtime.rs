@@ -1,6 +1,7 @@
 //! Where the downtime went: `x-downtime` of query-migrate, in microseconds.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
@@ -60,10 +61,14 @@ impl DowntimeRecord {
         }
     }
 
-    /// None if nothing was noted.
-    pub(super) fn to_json(&self) -> Option<Value> {
-        let times = self.lock();
-        (!times.is_empty()).then(|| Value::Object(times.clone()))
+    /// None if nothing was noted. `pause`: how long the last switchover from here waited in `pre-switchover`.
+    pub(super) fn to_json(&self, pause: Option<Duration>) -> Option<Value> {
+        let mut times = self.lock().clone();
+        // Without a stop these are the times of a machine that has come back since.
+        if let Some(pause) = pause.filter(|_| times.contains_key(Phase::Stop.name())) {
+            times.insert("pause".into(), u64::try_from(pause.as_micros()).unwrap_or(u64::MAX).into());
+        }
+        (!times.is_empty()).then_some(Value::Object(times))
     }
 
     fn lock(&self) -> MutexGuard<'_, Map<String, Value>> {

@@ -24,6 +24,7 @@ mod tests;
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
@@ -389,19 +390,20 @@ impl Control {
         if let Some(session) = self.outgoing() {
             answer.remove("error-desc");
             session.query(&mut answer);
+            return self.with_own(answer, session.pause_time());
         }
-        self.with_own(answer)
+        self.with_own(answer, None)
     }
 
     /// The destination's part alone, for whoever has one of its migrations in hand.
     pub fn query_incoming(&self) -> Value {
         let mut answer = Map::new();
         self.incoming.query(&mut answer);
-        self.with_own(answer)
+        self.with_own(answer, None)
     }
 
-    fn with_own(&self, mut answer: Map<String, Value>) -> Value {
-        if let Some(times) = self.downtime.to_json() {
+    fn with_own(&self, mut answer: Map<String, Value>, pause: Option<Duration>) -> Value {
+        if let Some(times) = self.downtime.to_json(pause) {
             answer.insert("x-downtime".into(), times);
         }
         if ["ram", "x-fault-latency"].iter().any(|member| answer.contains_key(*member)) {

@@ -405,6 +405,7 @@ impl Session {
 
     fn change(&self, decide: impl FnOnce(Status) -> Option<Status>) -> Option<Status> {
         self.status.change(decide, |new| {
+            self.time_pause(new);
             if new.is_final() {
                 self.freeze(new);
             }

@@ -278,6 +278,8 @@ fn query_migrate_by_state() {
     control.set_capabilities([]);
 
     session.mark_stopped();
+    assert!(session.transition(Status::Active, Status::PreSwitchover));
+    assert!(session.transition(Status::PreSwitchover, Status::Device));
     control.note_time(Phase::Stop, 12);
     control.note_device_time("cpu", 3);
     assert!(session.commit());
@@ -287,8 +289,14 @@ fn query_migrate_by_state() {
         keys(&done),
         set(&["status", "total-time", "downtime", "setup-time", "ram", "x-dirty-log", "x-downtime", "x-commands-waited"])
     );
-    assert_eq!(done["x-downtime"], json!({ "stop": 12, "devices": { "cpu": 3 } }));
+    let pause = done["x-downtime"]["pause"].as_u64().unwrap();
+    assert_eq!(done["x-downtime"], json!({ "stop": 12, "pause": pause, "devices": { "cpu": 3 } }));
     assert_eq!(done["total-time"], control.query_migrate()["total-time"]);
+
+    control.begin_incoming().unwrap();
+    control.note_time(Phase::Load, 5);
+    assert_eq!(control.query_migrate()["x-downtime"], json!({ "load": 5 }), "a pause of the former move is none of this one's");
+    control.fail_incoming(Error::new(ErrorKind::Cancelled, "cancelled"));
 
     let session = control.begin_outgoing().unwrap();
     assert!(control.cancel());

@@ -95,6 +95,13 @@ impl Core {
         if !self.owns_process.load(Ordering::Acquire) {
             return;
         }
+        if self.control.outgoing_status().in_postcopy() {
+            let left = self.control.query_migrate()["ram"]["remaining"].as_u64().unwrap_or_default();
+            tracing::warn!(
+                "the destination still needs {left} bytes of memory from here: what is not sent within {} s is lost, and so is the machine",
+                SIGNAL_GRACE.as_secs()
+            );
+        }
         let core = self.clone();
         if Builder::new().name("qmig-exit".into()).spawn(move || core.exit_after(SIGNAL_GRACE, false)).is_err() {
             signal::exit_now(0);

@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKey
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use super::authz::Authz;
 use super::explain::certificate_fault;
@@ -110,6 +110,7 @@ impl Creds {
             Endpoint::Client => drop(creds.client()?),
             Endpoint::Server => drop(creds.server(None)?),
         }
+        creds.look_at_lists()?;
         if sane {
             creds.check_anchors(&anchors)?;
             creds.check_own()?;
@@ -212,6 +213,18 @@ impl Creds {
             }
             if now < validity.not_before {
                 return Err(fault(&path, format!("it is valid from {} on; is this machine's clock right?", validity.not_before)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists that should have been renewed hold all the same, as with QEMU, but somebody should know.
+    fn look_at_lists(&self) -> Result<()> {
+        let path = self.dir.join(CA_CRL);
+        for list in &self.revoked {
+            let (_, parsed) = CertificateRevocationList::from_der(list).map_err(|e| refused(&path, e))?;
+            if let Some(until) = parsed.next_update().filter(|until| *until < x509_parser::time::ASN1Time::now()) {
+                tracing::warn!("{}: a newer list was to come by {until}; who was revoked since is still trusted here", path.display());
             }
         }
         Ok(())

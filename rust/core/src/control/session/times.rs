@@ -14,6 +14,9 @@ pub(super) struct Times {
     setup_start: Instant,
     setup: Option<Duration>,
     stopped: Option<Instant>,
+    /// Since when it waits before the switchover, if it does.
+    paused: Option<Instant>,
+    pause: Option<Duration>,
     handed_over: Option<Instant>,
     end: Option<Instant>,
 }
@@ -22,7 +25,7 @@ impl Times {
     /// Of a migration that begins now.
     pub(super) fn begin() -> Self {
         let now = Instant::now();
-        Self { start: now, setup_start: now, setup: None, stopped: None, handed_over: None, end: None }
+        Self { start: now, setup_start: now, setup: None, stopped: None, paused: None, pause: None, handed_over: None, end: None }
     }
 }
 
@@ -46,6 +49,21 @@ impl Session {
     /// Postcopy: the machine has just been handed over, so the downtime ends here.
     pub fn mark_handed_over(&self) {
         self.lock_times().handed_over = Some(Instant::now());
+    }
+
+    /// The status becomes `new`: how long it waited in `pre-switchover` is a part of the downtime.
+    pub(super) fn time_pause(&self, new: Status) {
+        let mut times = self.lock_times();
+        if new == Status::PreSwitchover {
+            times.paused = Some(Instant::now());
+        } else if let Some(begun) = times.paused.take() {
+            times.pause = Some(begun.elapsed());
+        }
+    }
+
+    /// How long the switchover waited for `migrate-continue`.
+    pub(in crate::control) fn pause_time(&self) -> Option<Duration> {
+        self.lock_times().pause
     }
 
     pub(super) fn freeze(&self, status: Status) {
