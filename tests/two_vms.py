@@ -15,12 +15,12 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
 
 import numpy as np
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from qmig_e2k import MigrationError, Vm
 from qmig_e2k._core import ModelGuest
@@ -51,6 +51,14 @@ CAPABILITIES = {
     "postcopy paused": ("postcopy-ram", "pause-before-switchover"),
 }
 ALL = sorted({name for names in CAPABILITIES.values() for name in names})
+FORWARD = (st.integers(0, 200) | st.integers(0, 2 * SIZE)).map(lambda at: (at, None))
+BACK = (st.integers(0, 5).map(lambda answers: 8 * answers) | st.integers(0, 60)).map(lambda at: (None, at))
+"""After how many bytes a link is cut: into the stream, or of the answers, which have 8 bytes and are few."""
+ACTS = [
+    *["stop", "start", "cancel", "cut", "release", "fail", "fail", "query", "settings", "go on", "go on"],
+    *["pause", "pause", "recover", "recover", "give up", "start postcopy", "start postcopy"],
+    *["a moment", "a moment", "a while", "a while", "settle", "settle", "settle"],
+]
 CALLS = ["start", "stop", "inactivate_storage", "activate_storage", "save", "load"]
 
 
@@ -142,6 +150,15 @@ class Side:
         return self.name
 
 
+MIGRATIONS = {
+    "by": st.sampled_from(["owner"] * 7 + ["other"]),
+    "mode": st.sampled_from([*sorted(CAPABILITIES), "plain", "postcopy", "preempt"]),
+    "limits": st.sampled_from([(None, None)]) | FORWARD | BACK,
+    "stall": st.booleans(),
+    "slow": st.booleans(),
+    "autostart": st.booleans(),
+    "switch": st.booleans(),
+}
 sides = st.sampled_from([0, 1])
 
 
@@ -163,7 +180,6 @@ class TwoVms(RuleBasedStateMachine):
         self.arrival: Arrival | None = None
         self.proxy: Proxy | None = None
         self.steps = 0
-        self.stranded = False
         self.stalled = False
         self.pending: list[Future[None]] = []
         self.pool = ThreadPoolExecutor(64, thread_name_prefix="commands")
@@ -173,32 +189,22 @@ class TwoVms(RuleBasedStateMachine):
 
     # what can be done
 
-    @rule(
-        by=st.sampled_from(["owner"] * 7 + ["other"]),
-        mode=st.sampled_from(sorted(CAPABILITIES)),
-        at=st.none() | st.integers(0, 200) | st.integers(0, 2 * SIZE),
-        back=st.none() | st.integers(0, 200),
-        stall=st.booleans(),
-        slow=st.booleans(),
-        autostart=st.booleans(),
-        switch=st.booleans(),
-    )
+    @rule(**MIGRATIONS)
     def migrate(
         self,
         by: str,
         mode: str,
-        at: int | None,
-        back: int | None,
+        limits: tuple[int | None, int | None],
         stall: bool,
         slow: bool,
         autostart: bool,
         switch: bool,
     ) -> None:
         """Send the machine to the other side over a link that is cut, or stalls, after so many bytes either way."""
-        if self.stranded:
-            return
         if self.moving:
-            self.refused(lambda: self.source.vm.migrate("tcp:127.0.0.1:1"))
+            with contextlib.suppress(MigrationError):
+                # a second one is refused; if the first has ended just now, this one fails
+                assert self.source.vm.migrate("tcp:127.0.0.1:1").ended(PATIENCE)
             return
         self.settle()
         if by == "other":
@@ -211,21 +217,58 @@ class TwoVms(RuleBasedStateMachine):
             destination.vm.reset()
         for side in (source, destination):
             side.vm.set_capabilities(**{name.replace("-", "_"): name in CAPABILITIES[mode] for name in ALL})
-            side.vm.set_parameters(max_bandwidth=1 << 20 if slow else 0, max_postcopy_bandwidth=1 << 20 if slow else 0)
+            limit = 1 << 20 if slow else 0
+            side.vm.set_parameters(max_bandwidth=limit, max_postcopy_bandwidth=limit, downtime_limit=300)
         self.arrival = destination.vm.incoming("tcp:127.0.0.1:0")
         assert self.arrival is not None
         (destination.vm.start if autostart else destination.vm.stop)()
-        self.stalled = stall and (at, back) != (None, None)
-        self.proxy = Proxy(self.arrival.addresses[0]["port"], cut_forward=at, cut_back=back, stall=stall)
+        forward, back = limits
+        self.stalled = stall and limits != (None, None)
+        self.proxy = Proxy(self.arrival.addresses[0]["port"], cut_forward=forward, cut_back=back, stall=stall)
         self.migration = source.vm.migrate(self.proxy.uri)
         if switch:
             self.refused_or_not(self.migration.start_postcopy)
 
-    @rule(side=sides)
-    def stop(self, side: int) -> None:
-        self.do(self.sides[side].vm.stop)
+    @rule(what=st.sampled_from(ACTS), side=sides, call=st.sampled_from(CALLS))
+    def act(self, what: str, side: int, call: str) -> None:
+        """Anything else, at either side; one rule, so that it comes about as often as a migration."""
+        vm, handle = self.sides[side].vm, (self.migration, self.arrival)[side]
+        if what == "stop":
+            self.do(vm.stop)
+        elif what == "start":
+            self.start(side)
+        elif what == "fail":
+            self.sides[side].guest.failures.add(call)
+        elif what == "query":
+            for answer in (vm.machine.control.query_migrate(), vm.machine.control.query_incoming()):
+                assert isinstance(json.loads(answer), dict)
+        elif what == "settings":
+            self.refused_or_not(lambda: vm.set_capabilities(events=True))
+            self.refused_or_not(lambda: vm.set_parameters(downtime_limit=200))
+        elif what == "go on":
+            self.refused_or_not(self.source.vm.resume_switchover)
+        elif what == "settle":
+            self.settle()
+        elif what == "recover":
+            self.try_to_recover()
+        elif self.migration is None or self.proxy is None or handle is None:
+            pass  # the rest is about a migration
+        elif what == "cancel":
+            handle.cancel()
+        elif what == "pause":
+            self.refused_or_not(handle.pause)
+        elif what == "give up":
+            self.refused_or_not(self.migration.give_up)
+        elif what == "start postcopy":
+            self.refused_or_not(self.migration.start_postcopy)
+        elif what == "cut":
+            self.proxy.cut()
+        elif what == "release":
+            self.stalled = False
+            self.proxy.release()
+        else:
+            self.migration.ended({"a moment": 0.005, "a while": 0.05}[what])
 
-    @rule(side=sides)
     def start(self, side: int) -> None:
         """Not where the machine has been handed over from, or may be while this asks: `cont` there is an order to run
         a machine of which there is another one, and obeyed."""
@@ -237,69 +280,10 @@ class TwoVms(RuleBasedStateMachine):
         if allowed and there.vm.run_state not in ("postmigrate", "prelaunch"):
             self.do(there.vm.start)
 
-    @rule(which=st.sampled_from([0, 1, None, None, None, None]))
-    def cancel(self, which: int | None) -> None:
-        """At the source, at the destination, or not after all: moves that nobody cancels are to be seen, too."""
-        handle = None if which is None else (self.migration, self.arrival)[which]
-        if handle is not None:
-            handle.cancel()
-
-    @rule()
-    def start_postcopy(self) -> None:
-        if self.migration is not None:
-            self.refused_or_not(self.migration.start_postcopy)
-
-    @rule(end=sides)
-    def pause(self, end: int) -> None:
-        handle = (self.migration, self.arrival)[end]
-        if handle is not None:
-            self.refused_or_not(handle.pause)
-
-    @rule()
-    def recover(self) -> None:
-        self.try_to_recover()
-
-    @rule()
-    def go_on(self) -> None:
-        self.refused_or_not(self.source.vm.resume_switchover)
-
-    @rule(really=st.sampled_from([False, False, True]))
-    def cut(self, really: bool) -> None:
-        if self.proxy is not None and really:
-            self.proxy.cut()
-
-    @rule()
-    def release(self) -> None:
-        self.stalled = False
-        if self.proxy is not None:
-            self.proxy.release()
-
-    @rule(side=sides, call=st.sampled_from(CALLS))
-    def fail_next(self, side: int, call: str) -> None:
-        self.sides[side].guest.failures.add(call)
-
-    @rule(side=sides)
-    def query(self, side: int) -> None:
-        control = self.sides[side].vm.machine.control
-        for answer in (control.query_migrate(), control.query_incoming(), control.query_status()):
-            assert isinstance(json.loads(answer), dict)
-
-    @rule(side=sides)
-    def change_settings(self, side: int) -> None:
-        """Not while a migration runs, or without effect on it."""
-        self.refused_or_not(lambda: self.sides[side].vm.set_capabilities(events=True))
-        self.refused_or_not(lambda: self.sides[side].vm.set_parameters(downtime_limit=200))
-
-    @rule(seconds=st.sampled_from([0.005, 0.05]))
-    def let_it_go_on(self, seconds: float) -> None:
-        """For a while, or until it ends."""
-        if self.migration is not None:
-            self.migration.ended(seconds)
-
-    @rule()
-    def wait(self) -> None:
-        """Until nothing moves any more."""
-        self.settle()
+    @initialize(**MIGRATIONS)
+    def begin(self, **drawn: Any) -> None:
+        """Something to act on."""
+        self.migrate(**drawn)
 
     # what must hold
 
@@ -317,9 +301,11 @@ class TwoVms(RuleBasedStateMachine):
         if self.migration is not None:
             assert self.arrival is not None
             assert self.proxy is not None
-            wait_until(self.ended, PATIENCE, "the end of the migration")
-            if self.stranded:
-                return
+            try:
+                wait_until(self.ended, PATIENCE, "the end of the migration")
+            except AssertionError as error:
+                here, there = self.migration.info(), self.arrival.info()
+                raise AssertionError(f"{error}; source: {here}; destination: {there}") from None
             self.arrival.ended(2.0)
             self.arrival.cancel()  # if nobody came
             self.proxy.close()
@@ -339,16 +325,17 @@ class TwoVms(RuleBasedStateMachine):
         assert self.proxy is not None
         self.stalled = False
         self.proxy.release()
-        self.source.vm.set_parameters(max_bandwidth=0, max_postcopy_bandwidth=0)
+        # whatever is left may be sent while the machine stands still: on a busy host nothing converges
+        self.source.vm.set_parameters(max_bandwidth=0, max_postcopy_bandwidth=0, downtime_limit=60_000)
         if self.status == "pre-switchover":
             self.refused_or_not(self.source.vm.resume_switchover)
         if self.status == "postcopy-paused":
             if self.arrival.done() and self.arrival.status == "failed":
-                # the package was cut off: there is nobody to recover to, and only the administrator knows
-                self.stranded = True
-                self.seen["stranded"] += 1
-                return True
-            self.try_to_recover()
+                # the package was cut off: nobody is there to recover to, and it is known here that it never ran there
+                self.migration.give_up()
+                self.seen["given up"] += 1
+            else:
+                self.try_to_recover()
         return self.migration.done()
 
     def whose(self) -> int:
@@ -397,9 +384,6 @@ class TwoVms(RuleBasedStateMachine):
             for side in self.sides:
                 side.guest.failures.clear()
                 side.vm.close()
-            if self.stranded:
-                # nothing of the machine is lost: it stands where it was
-                self.source.guest.verify()
             for side in self.sides:
                 with contextlib.suppress(MigrationError):
                     side.vm.stop()

@@ -114,14 +114,14 @@ def _nested() -> dict[str, Any]:
     return {
         "model": 7,
         "on": True,
-        "one": _part() | {"c": 9},
+        "one": _part(),
         "two": [_part(), _part() | {"a": 5}],
         "maybe": [None, _part(), None],
         "words": np.arange(4, dtype=np.uint64),
         "raw": bytearray(b"12345"),
         "queue": [_part(), _part()],
         "tree": {3: _part()},
-        "late": 1,
+        "late": 0,
     }
 
 
@@ -201,6 +201,10 @@ def seeds() -> Iterator[bytes]:
     """Every section as it is after a reset, and with another value in every register."""
     for number, kind in enumerate(KINDS):
         yield bytes([number]) + kind.blank
+    nested = Registry(Profile(footers=False))
+    yield bytes([len(KINDS) - 1]) + _payload(
+        nested.register_description(NESTED, _nested() | {"one": _part() | {"c": 9}, "late": 1})
+    )
     machine, registry = filled(build("e2k", 1 << 20, cpus=2, model="e16c", options=OPTIONS)), Registry()
     machine.register(registry, VirtualClock(), GlobalState(Profile()))
     paths = {kind.entry.path: number for number, kind in reversed(list(enumerate(KINDS)))}
