@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 SUBSECTION = 5
 LINES_MAX = 256
+LISTS = {"qtailq", "qlist", "gtree"}
+"""Fields whose entry has the members of every element (2.6.1), and their size: they are read by that."""
 
 
 def subsection(source: Source, owner: bytes, *, only: bool = False) -> bytes | None:
@@ -137,7 +139,7 @@ class Described:
                 one = f"{name}[{number}]" if "array_len" in entry else name
                 if entry["type"] == "struct":
                     self._description(source, entry["struct"], f"{one}/", outer)
-                elif "vmsd_name" in entry:
+                elif "vmsd_name" in entry and entry["type"] not in LISTS:
                     self._description(source, entry, f"{one}/", outer)
                 else:
                     self._leaf(source, one, entry["size"])
