@@ -18,9 +18,10 @@ const NAME_AT: usize = 64;
 const OFFSETS_AT: usize = NAME_AT + NAME_BYTES;
 
 /// How the pages of a packet are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Method {
     /// Not at all.
+    #[default]
     None,
     /// One endless zlib stream over all packets of the channel.
     Zlib,
@@ -71,7 +72,7 @@ pub enum Packet {
 }
 
 /// Header of a packet with pages.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pages {
     /// The channel waits behind this packet until all have come so far.
     pub sync: bool,
@@ -166,6 +167,11 @@ impl Head<'_> {
 impl Packet {
     /// Read the next header; `None` where the channel ends between packets.
     pub fn read<S: ByteSource>(input: &mut Input<S>) -> Result<Option<Self>> {
+        Self::read_over(Pages::default(), input)
+    }
+
+    /// The same in the memory of the packet before, for whoever reads many.
+    pub fn read_over<S: ByteSource>(former: Pages, input: &mut Input<S>) -> Result<Option<Self>> {
         if input.peek(1)?.is_empty() {
             return Ok(None);
         }
@@ -176,12 +182,13 @@ impl Packet {
             return Err(Error::new(ErrorKind::BadFlags, format!("packet flags {flags:#x} are not known")).at(at));
         }
         if flags & MULTIFD_DEVICE_STATE == 0 {
-            return Pages::read(input, flags, at).map(Self::Pages).map(Some);
+            return former.read(input, flags, at).map(Self::Pages).map(Some);
         }
         if flags != MULTIFD_DEVICE_STATE {
             return Err(Error::new(ErrorKind::BadFlags, format!("packet flags {flags:#x}: device state stands alone")).at(at));
         }
-        let idstr = name(input)?;
+        let mut idstr = Vec::new();
+        name(input, &mut idstr)?;
         let instance = input.be32()?;
         let at = input.offset();
         let size = input.be32()?;
@@ -193,7 +200,7 @@ impl Packet {
 }
 
 impl Pages {
-    fn read<S: ByteSource>(input: &mut Input<S>, flags: u32, at: u64) -> Result<Self> {
+    fn read<S: ByteSource>(mut self, input: &mut Input<S>, flags: u32, at: u64) -> Result<Self> {
         let method = match flags & MULTIFD_METHOD {
             0 => Method::None,
             0x02 => Method::Zlib,
@@ -204,22 +211,26 @@ impl Pages {
             other => return Err(Error::new(ErrorKind::BadFlags, format!("packet flags name several compressions ({other:#x})")).at(at)),
         };
         let at = input.offset();
-        let (room, normal, size) = (input.be32()?, input.be32()?, input.be32()?);
+        let (room, normals, size) = (input.be32()?, input.be32()?, input.be32()?);
         input.skip(8)?;
-        let zero = input.be32()?;
-        let excess = [(room > MULTIFD_PAGES, 0), (normal > room, 4), (zero > room.saturating_sub(normal), 20)];
+        let zeros = input.be32()?;
+        let excess = [(room > MULTIFD_PAGES, 0), (normals > room, 4), (zeros > room.saturating_sub(normals), 20)];
         if let Some((_, field)) = excess.into_iter().find(|(is, _)| *is) {
             let text = format!(
-                "{normal} pages and {zero} zero pages in a packet for {room}; at most {MULTIFD_PAGES} are accepted (MULTIFD_PAGES)"
+                "{normals} pages and {zeros} zero pages in a packet for {room}; at most {MULTIFD_PAGES} are accepted (MULTIFD_PAGES)"
             );
             return Err(Error::new(ErrorKind::LimitExceeded, text).at(at + field));
         }
         input.skip(28)?;
-        let block = name(input)?;
+        name(input, &mut self.block)?;
         let offsets_at = input.offset();
-        let mut offset = |_| input.be64();
-        let normal = (0..normal).map(&mut offset).collect::<Result<Vec<_>>>()?;
-        let zero = (0..zero).map(&mut offset).collect::<Result<Vec<_>>>()?;
+        let Self { block, mut normal, mut zero, .. } = self;
+        for (list, count) in [(&mut normal, normals), (&mut zero, zeros)] {
+            list.clear();
+            for _ in 0..count {
+                list.push(input.be64()?);
+            }
+        }
         let unused = MULTIFD_PAGES as usize - normal.len() - zero.len();
         input.skip(8 * unused as u64)?;
         // An older source leaves the length of the packet before in one without pages.
@@ -289,8 +300,10 @@ fn head<S: ByteSource>(input: &mut Input<S>) -> Result<()> {
 }
 
 /// A name padded with zeros.
-fn name<S: ByteSource>(input: &mut Input<S>) -> Result<Vec<u8>> {
+fn name<S: ByteSource>(input: &mut Input<S>, into: &mut Vec<u8>) -> Result<()> {
     let field: [u8; NAME_BYTES] = input.array()?;
     let length = field[..NAME_BYTES - 1].iter().position(|byte| *byte == 0).unwrap_or(NAME_BYTES - 1);
-    Ok(field[..length].to_vec())
+    into.clear();
+    into.extend_from_slice(&field[..length]);
+    Ok(())
 }

@@ -25,6 +25,8 @@ pub struct Receiver {
     /// Compressed bytes of a packet, and what comes out of them.
     data: Vec<u8>,
     out: Vec<u8>,
+    /// The packet before, for its memory.
+    former: Pages,
 }
 
 /// The bytes of a channel, counted: whoever waits for it sees that it moves.
@@ -61,7 +63,7 @@ impl Receiver {
         reader.set_alarm(&shared.cut);
         let source = Heard { reader, shared: Arc::clone(&shared), index };
         let input = Input::with_capacity(source, 0);
-        Self { shared, index, input, codec: Endless::default(), data: Vec::new(), out: Vec::new() }
+        Self { shared, index, input, codec: Endless::default(), data: Vec::new(), out: Vec::new(), former: Pages::default() }
     }
 
     /// Until the channel or RAM ends. It comes back with its socket: to close that over unread bytes resets the connection, and a source that
@@ -83,7 +85,7 @@ impl Receiver {
     /// One packet; false at the end.
     fn packet(&mut self) -> Result<bool> {
         let at = self.input.offset();
-        let pages = match Packet::read(&mut self.input)? {
+        let pages = match Packet::read_over(std::mem::take(&mut self.former), &mut self.input)? {
             None => return Ok(false),
             Some(Packet::Pages(pages)) => pages,
             Some(Packet::DeviceState { .. }) => {
@@ -100,7 +102,9 @@ impl Receiver {
             self.shared.placed();
             done.map_err(|e| e.at(at))?;
         }
-        if !pages.sync {
+        let sync = pages.sync;
+        self.former = pages;
+        if !sync {
             return Ok(true);
         }
         settle();

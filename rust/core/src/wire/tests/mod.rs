@@ -1,6 +1,7 @@
 //! Tests of the wire room; what needs golden streams is in `rust/core/tests/wire_streams.rs`.
 
 mod elements;
+mod packets;
 mod refusals;
 mod roundtrip;
 mod waiting;
