@@ -133,7 +133,7 @@ fn answers_of_its_own() {
     assert_eq!(peer.ask(&json!({ "execute": "query-migrate" })), json!({ "return": {} }));
     assert_eq!(peer.ask(&json!({ "execute": "query-version" }))["return"]["package"], "qmig_e2k 0.1.0");
     let names = peer.ask(&json!({ "execute": "query-commands" }))["return"].clone();
-    assert_eq!(names.as_array().unwrap().len(), 12);
+    assert_eq!(names.as_array().unwrap().len(), 13);
     assert!(names.as_array().unwrap().contains(&json!({ "name": "slow" })));
     assert_eq!(peer.ask(&json!({ "execute": "migrate_cancel" })), json!({ "return": {} }));
     for request in [
