@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 import time
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from campaign.plan import Plan, Shot, mode_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+MORE = 2
+"""So many draws at most for each offset that is wanted: some streams end before it."""
 SAY = 20.0
 """Seconds between two words."""
 
@@ -64,10 +67,12 @@ def campaign(
     name: str, pages: int, seed: int, good: Path | None, *, step: int = 1, quiet: bool = False
 ) -> dict[str, Any]:
     """Everything of one mode; returns its record."""
-    plan = Plan(MODES[name], pages, seed, good, step)
+    plan = Plan(MODES[name], seed, good, step)
     record = report.new(seed, plan.head)
     said = time.monotonic()
-    for shot in plan.shots():
+    for shot in chain(plan.control(), islice(plan.pages(), MORE * pages)):
+        if record["pages"] >= pages and shot.pages:
+            break
         outcome = Run(plan.mode, shot.fault, head=plan.head, certificates=good, again=shot.again, still=shot.still)()
         report.add(record, shot, outcome)
         if outcome.wrong and not quiet:
@@ -79,7 +84,7 @@ def campaign(
 
 
 def _replay(shot: Shot, good: Path) -> int:
-    plan = Plan(mode_of(shot), 0, 0, good)
+    plan = Plan(mode_of(shot), 0, good)
     wrong = 0
     for _ in range(20):
         run = Run(plan.mode, shot.fault, head=plan.head, certificates=good, again=shot.again, still=shot.still)

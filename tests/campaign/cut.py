@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ LAST_WORD = 0.05
 OWNERS = ("source", "destination", "unsure", "recovered", "unknown", "stranded")
 """Whose the machine is: the source runs on; the destination has it; it has it and the source does not know; both paused
 and went on; both stand still, and the source says that ownership is unknown; the source waits to go on with a
-destination that never got the last byte of the hand-over."""
+destination that never started, until it is told to give that up."""
 
 
 @dataclass
@@ -205,7 +206,7 @@ class Run:
             nonlocal hurried
             if not hurried and (time.monotonic() - begun > 0.5 or self._enough(migration)):
                 hurried = True  # it need not converge by itself
-                self.source.vm.set_parameters(downtime_limit=2000, max_postcopy_bandwidth=0)
+                self.source.vm.set_parameters(downtime_limit=2000, max_bandwidth=0, max_postcopy_bandwidth=0)
             if self.mode.tls and migration.done() and arrival.status == "none":
                 return arrival.ended(LAST_WORD) or arrival.status == "none"  # the destination waits for a better source
             paused = [handle.status == "postcopy-paused" for handle in (migration, arrival)]
@@ -214,7 +215,11 @@ class Run:
                 not any(paused) or leave()
             )
 
-        wait_until(rest, PATIENCE, f"rest ({migration.status}, {arrival.status})")
+        try:
+            wait_until(rest, PATIENCE, "rest")
+        except AssertionError as error:
+            states = [(handle.status, handle.info().get("error-desc")) for handle in (migration, arrival)]
+            raise AssertionError(f"{error}: {states}, cut: {leave()}") from None
 
     def _judge(self, migration: Migration, arrival: Arrival) -> None:
         destination, outcome = self.destination, self.outcome
@@ -239,6 +244,10 @@ class Run:
             self._runs_on(arrival)
         elif states == ("postcopy-paused", "failed"):
             outcome.owner = "stranded"
+            with suppress(MigrationError):  # it was heard: then it is for an administrator alone
+                migration.give_up()
+                assert migration.ended(PATIENCE)
+                assert kind_of(migration) == "ownership-unknown"
             self._nobody()
         else:
             raise AssertionError(f"source {states[0]} {outcome.kinds[0]}, destination {states[1]} {outcome.kinds[1]}")
@@ -259,18 +268,25 @@ class Run:
             again = destination.vm.incoming("tcp:127.0.0.1:0")
             assert again is not None
             arrival = again
-        source.vm.set_parameters(downtime_limit=2000, max_postcopy_bandwidth=0)
+        source.vm.set_parameters(downtime_limit=2000, max_bandwidth=0, max_postcopy_bandwidth=0)
         migration = source.vm.migrate(f"tcp:127.0.0.1:{arrival.addresses[0]['port']}")
         migration.wait(PATIENCE)
         arrival.wait(PATIENCE)
         self._whole(destination, running=True)
 
     def _nobody(self) -> None:
-        """Both stand still, and the source has everything as it was when it stopped."""
+        """Both stand still, and the source has everything as it was when it stopped: its administrator may start it."""
         assert self.outcome.phase == "hand-over", f"nobody has the machine, cut in {self.outcome.phase}"
         assert self.source.vm.run_state in {"postmigrate", "finish-migrate"}
         assert self.destination.vm.run_state == "inmigrate"
         self._whole(self.source, running=False)
+        if self.source.vm.run_state != "postmigrate":
+            return
+        steps = self.source.emulator.steps
+        self.source.vm.start()
+        if not self.still:
+            wait_until(lambda: self.source.emulator.steps > steps, what="the guest going on")
+        self._whole(self.source, running=True)
 
     def _recover(self, migration: Migration, arrival: Arrival) -> None:
         self.source.vm.set_parameters(max_postcopy_bandwidth=0)

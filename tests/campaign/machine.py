@@ -123,6 +123,8 @@ class Side:
 
     def close(self) -> None:
         self.vm.close()
+        if (arrival := self.vm.machine.arrival) is not None:
+            arrival._source.let_go()  # a guest that waits for a page that will never come
         self.emulator.guest.stop()
 
 

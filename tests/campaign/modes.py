@@ -53,7 +53,7 @@ class Mode:
         return (DISCARD, RAM_END) if self.postcopy else (RAM_END,)
 
 
-TRICKLE = {"max_bandwidth": 1 << 20, "downtime_limit": 0, "max_postcopy_bandwidth": 64 << 10}
+TRICKLE = {"max_bandwidth": 64 << 10, "downtime_limit": 0, "max_postcopy_bandwidth": 64 << 10}
 """So that it is moved by postcopy, and its guest asks for what it needs."""
 ROUNDS = {"max_bandwidth": 24 << 20, "downtime_limit": 1}
 """So that memory travels more than once."""
@@ -98,7 +98,7 @@ def phase(mode: Mode, streams: Streams, link: int, head: int) -> str:
     if mode.postcopy:
         end = package_end(stream)
         if end is None or len(stream) < end:
-            return "switch"
+            return "switch" if DISCARD in stream else "memory"
         return "end" if RAM_END in stream[end:] else "postcopy"
     begin = stream.find(FIRST_DEVICE)
     if begin < 0:

@@ -58,36 +58,34 @@ class Plan:
 
     Args:
         mode: which.
-        pages: how many offsets of the page part are drawn.
         seed: of all draws.
         certificates: folder of good ones.
         step: of the control part every so many bytes.
     """
 
-    def __init__(self, mode: Mode, pages: int, seed: int, certificates: Path | None, step: int = 1) -> None:
+    def __init__(self, mode: Mode, seed: int, certificates: Path | None, step: int = 1) -> None:
         self.mode = mode
         self._draw = random.Random(f"{seed} {mode.name}")
-        self._pages = pages
         self._step = step
         self._streams = self._undisturbed(certificates, still=False)
         self._resting = len(self._undisturbed(certificates, still=True)["forward", 0]) if mode.tls else 0
         self.head = self._head()
 
     def _undisturbed(self, certificates: Path | None, *, still: bool) -> Streams:
-        """What passes when nothing happens; of three, so that no short one stands for all."""
+        """What passes when nothing happens; the shortest of three, so that most others have all that it has."""
         runs = [Run(self.mode, None, certificates=certificates, still=still)() for _ in range(3)]
         for run in runs:
             assert not run.wrong, run.wrong
-        return max((run.streams for run in runs), key=lambda streams: len(streams["forward", 0]))
+        return min((run.streams for run in runs), key=lambda streams: len(streams["forward", 0]))
 
     def _head(self) -> int:
         stream = self._streams["forward", 0]
         if self.mode.tls:
             return min(HANDSHAKE, len(stream))
-        return stream.find(DISCARD if self.mode.postcopy and not self.mode.recover else RAM_PART)
+        return min(at for at in map(stream.find, (DISCARD, RAM_PART)) if at >= 0)
 
-    def shots(self) -> Iterator[Shot]:
-        """All of them, in the order of the stream."""
+    def control(self) -> Iterator[Shot]:
+        """Those of the control part, in the order of the stream."""
         for at in range(self.head):
             yield from self._shot(at)
         for anchor, before, length in self._tails():
@@ -100,7 +98,6 @@ class Plan:
             if link:
                 for at in range(min(len(self._streams["forward", link]), CHANNEL)):
                     yield from self._shot(at, "forward", link)
-        yield from self._drawn()
 
     def _tails(self) -> Iterator[tuple[bytes, int, int]]:
         """Marks in the control parts behind the head, and how long they are before and after that."""
@@ -108,7 +105,7 @@ class Plan:
         if self.mode.tls:
             return
         if self.mode.postcopy and not self.mode.recover:
-            yield DISCARD, len(DISCARD), (package_end(stream) or self.head) - self.head - len(DISCARD)
+            yield DISCARD, len(DISCARD), (package_end(stream) or 0) - stream.find(DISCARD) - len(DISCARD)
         mark, before = (RAM_END, len(RAM_END)) if self.mode.postcopy else (FIRST_DEVICE, DEVICES_BEGIN)
         yield mark, before, len(stream) - stream.find(mark) - len(mark)
 
@@ -117,10 +114,10 @@ class Plan:
         for at in range(max(self._resting - HANDSHAKE, self.head), self._resting):
             yield from self._shot(at, still=True)
 
-    def _drawn(self) -> Iterator[Shot]:
-        """Offsets of the page part, over all links as their pages are."""
+    def pages(self) -> Iterator[Shot]:
+        """Offsets of the page part, over all links as their pages are; without end."""
         lengths = [len(self._streams["forward", link]) for link in range(self.mode.links)]
-        for _ in range(self._pages):
+        while True:
             link = self._draw.choices(range(len(lengths)), lengths)[0]
             at = self._draw.randrange(self.head if link == 0 else 0, max(lengths[link], self.head + 1))
             yield Shot(self.mode.name, self._fault(at, "forward", link), pages=True, again=self._draw.random() < 0.1)

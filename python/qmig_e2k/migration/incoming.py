@@ -114,9 +114,9 @@ class _Destination:
         if postcopy and not machine.settings.parameters["x-postcopy-keep-runstate"]:
             state = None  # as QEMU: whatever it was, it runs, unless it shall not start here (spec/control-plane 8.3)
         begun = time.perf_counter_ns()
+        self._control.set_socket_addresses(None)  # as soon as it runs a recovery may set others
         machine.arrive(state)
         self._control.note_time("start", (time.perf_counter_ns() - begun) // 1000)
-        self._control.set_socket_addresses(None)
 
     def _wait(self) -> None:
         """Wait for the memory; the core says the last word to the source, and `completed`."""
