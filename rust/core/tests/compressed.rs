@@ -305,7 +305,7 @@ fn of_a_page_that_comes_twice_in_a_section_the_last_version_stays() {
     .unwrap();
     let mut difference = [1; PAGE];
     difference[0] = 4;
-    for (page, expected) in [[0; PAGE], [3; PAGE], difference, [5; PAGE], [200; PAGE], [200; PAGE]].iter().enumerate() {
+    for (page, expected) in [&[0; PAGE], &[3; PAGE], &difference, &[5; PAGE], &[200; PAGE], &[200; PAGE]].into_iter().enumerate() {
         let mut found = [0; PAGE];
         block.read((page * PAGE) as u64, &mut found).unwrap();
         assert!(found == *expected, "page {page}");
