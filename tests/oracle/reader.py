@@ -102,7 +102,8 @@ class Reader:
             if channels is not None:
                 channels.finish()
         except Refused as refused:
-            self.made.refused = refused
+            # no frames: they would keep what their callers hold, files among it
+            self.made.refused = refused.with_traceback(None)
         return self.made
 
     def _refuse(self, kind: str, offset: int) -> Refused:
