@@ -7,12 +7,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One profile for the extension, the Rust tests and clippy: on two cores compiling the dependencies twice costs more than optimising.
 PROFILE := --release
-RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
+RUST := $(shell find rust/core rust/py -name '*.rs' -o -name Cargo.toml 2>/dev/null) Cargo.toml Cargo.lock
 TARGET ?=
 TIME ?= 60
 SANITIZER ?= address
 FUZZ_ARGS ?=
 COVERAGE ?= wire,page,recv
+LOOM_MODEL ?=
+LOOM_PREEMPTIONS ?= 3
 BENCH ?= precopy
 BENCH_ARGS ?=
 CUTS_ARGS ?=
@@ -21,7 +23,7 @@ MINUTES ?= 30
 SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build dev test test-rust test-python test-long lint lint-rust lint-python fmt demo bench docs fuzz fuzz-smoke fuzz-python coverage cuts doctor pin clean soak asan tsan miri
+.PHONY: help venv build dev test test-rust test-python test-long lint lint-rust lint-python fmt demo bench docs fuzz fuzz-smoke fuzz-python coverage cuts doctor pin clean soak asan tsan miri loom
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,7 +56,7 @@ test-rust:
 test-python: build
 	$(BIN)/pytest -m "not long" $(PYTEST_ARGS)
 
-test-long: build fuzz-smoke ## The tests that take longer
+test-long: build fuzz-smoke loom ## The tests that take longer
 	$(BIN)/pytest -m long --timeout 1800 $(PYTEST_ARGS)
 
 soak: build ## Two processes, one busy machine, back and forth (MINUTES=30, SOAK_ARGS="--seed 1 --json out.json"); see docs/how-to/long-checks.md
@@ -69,10 +71,14 @@ tsan: ## The Rust tests under ThreadSanitizer (needs a nightly with rust-src; sa
 miri: ## The parts of the core without system calls under Miri (needs a nightly with miri; says so)
 	@tools/sanitize miri
 
+loom: ## Every interleaving of the commit word, the bitmaps and the placers (LOOM_MODEL=fate: only those)
+	cd rust/loom && LOOM_MAX_PREEMPTIONS=$(LOOM_PREEMPTIONS) $(CARGO) run --release --locked --quiet -- $(LOOM_MODEL)
+
 lint: lint-rust lint-python ## Formatting, clippy, ruff, mypy, stub against module, unsafe only where it may stand
 
 lint-rust:
 	$(CARGO) fmt --all --check
+	cd rust/loom && $(CARGO) fmt --check
 	$(CARGO) clippy $(PROFILE) --locked --quiet --workspace --all-targets -- -D warnings
 	tools/check-unsafe
 

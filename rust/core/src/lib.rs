@@ -24,6 +24,7 @@ mod repeats;
 mod room;
 pub mod send;
 pub mod stored;
+mod sync;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod wire;

@@ -110,7 +110,7 @@ impl Session {
     /// Keeps the deadline that the parameters name now, instead of any before. One that has passed already is acted on at once. A
     /// snapshot has none.
     pub(super) fn watch_deadline(self: &Arc<Self>) {
-        if self.stays {
+        if self.stays() {
             return;
         }
         let parameters = self.hub.parameters();

@@ -1,51 +1,31 @@
 //! One outgoing migration: status, ownership, first error, counters and times.
 //!
-//! ```text
-//!            commit()                      fail()
-//!     Mine ───────────► Committed ─────────────────► failed, `ownership-unknown`: the machine never resumes here by itself
-//!      │ cancel(), fail(), finish()
-//!      └───────────────► Withdrawn ─────────────────► cancelled or failed: the machine goes on here
-//! ```
-//!
-//! A snapshot is a session, too, whose machine stays: `commit` then says that its stream is complete, after which no cancel is accepted.
-//!
-//! One way leads back: in postcopy, a destination that never ran the machine says so, and `give_back` makes it ours again.
+//! Who owns the machine, and how that ends, is decided in `fate`; here is what follows from it. A snapshot is a session, too, whose
+//! machine stays: `commit` then says that its stream is complete, after which no cancel is accepted.
 //!
 //! Postcopy lives longer than its connection. `link` is the switch of the present one; a connection that breaks is no failure but
 //! `lose_link`, after which `wait_for_link` brings the next.
 //!
-//! `commit` is one compare-and-swap; a cancel and every failure go through the same word, so the machine is never run by both
-//! sides. The status becomes final in `finish` only (or by an explicit change to `completed`), which the owner calls when the
-//! machine is where it belongs: who sees a final status may act at once.
+//! The status becomes final in `finish` only (or by an explicit change to `completed`), which the owner calls when the machine is where
+//! it belongs: who sees a final status may act at once.
 
 mod times;
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
 
 use self::times::Times;
 use super::counters::Counters;
 use super::deadline::Deadline;
+use super::fate::{Fate, Ownership};
 use super::hub::Hub;
 use super::links::Links;
-use super::status::{Status, StatusWord};
+use super::status::Status;
 use crate::channel::{self, Cancel, Channel, Registration, Tls, Uri};
 use crate::{Error, ErrorKind, Result};
-
-/// Who may run the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Ownership {
-    /// The source; it may still be given away.
-    Mine,
-    /// The destination, from the source's point of view for good.
-    Committed,
-    /// The source for good: this migration can give nothing away any more.
-    Withdrawn,
-}
 
 /// Where to connect for a recovery.
 #[derive(Debug)]
@@ -64,12 +44,8 @@ pub struct Session {
     pub counters: Counters,
     pub(super) hub: Arc<Hub>,
     pub(super) deadline: Deadline,
-    status: StatusWord,
-    ownership: AtomicU8,
+    fate: Fate,
     finished: AtomicBool,
-    /// A snapshot: nobody else ever gets the machine.
-    pub(super) stays: bool,
-    error: Mutex<Option<Error>>,
     times: Mutex<Times>,
     dirty_log: Mutex<Option<&'static str>>,
     postcopy_wanted: AtomicBool,
@@ -78,10 +54,6 @@ pub struct Session {
     throttle: AtomicU8,
     hurry: Cancel,
     _hurried: Registration,
-    /// The destination has recovered once: it ran the machine, whatever it may say.
-    recovered: AtomicBool,
-    /// It was heard after the commit: it has the whole machine, but for pages.
-    taken: AtomicBool,
     links: Arc<Links<Target>>,
     /// What every channel of the present connection is secured with.
     tls: Mutex<Option<Arc<Tls>>>,
@@ -101,19 +73,14 @@ impl Session {
             tls: Mutex::new(if stays { None } else { hub.tls() }), // a file has nobody to shake hands with
             cancel,
             counters: Counters::default(),
-            status: StatusWord::new(Status::None),
-            ownership: AtomicU8::new(Ownership::Mine as u8),
+            fate: Fate::new(stays),
             finished: AtomicBool::new(false),
-            stays,
-            error: Mutex::new(None),
             times: Mutex::new(Times::begin()),
             dirty_log: Mutex::new(None),
             postcopy_wanted: AtomicBool::new(false),
             switchover_wanted: AtomicBool::new(false),
             throttle: AtomicU8::new(0),
             deadline: Deadline::default(),
-            recovered: AtomicBool::new(false),
-            taken: AtomicBool::new(false),
             link_error: Mutex::new(None),
             hub,
         };
@@ -124,88 +91,63 @@ impl Session {
 
     /// The present status.
     pub fn status(&self) -> Status {
-        self.status.get()
+        self.fate.status()
     }
 
     /// Compare-and-swap of the status with its MIGRATION event; false if it was not `old`, or if an error is recorded already.
     /// Towards `cancelling` and `cancelled` it needs a machine that is still ours.
     pub fn transition(&self, old: Status, new: Status) -> bool {
-        let decide = |now: Status| {
-            let refused = now != old || now.is_final() || self.lock_error().is_some();
-            let keeps = matches!(new, Status::Cancelling | Status::Cancelled | Status::Failed);
-            (!refused && (!keeps || self.withdraw() || new == Status::Failed)).then_some(new)
-        };
-        self.change(decide).is_some()
+        self.fate.transition(old, new, |new| self.changed(new))
     }
 
     /// The commit point: true if the machine is given away from here on. False if a cancel or a failure came first.
     pub fn commit(&self) -> bool {
-        self.claim(Ownership::Committed)
+        self.fate.commit()
+    }
+
+    /// A snapshot: nobody else ever gets the machine.
+    pub(super) fn stays(&self) -> bool {
+        self.fate.stays()
     }
 
     /// Keeps the machine: true if nothing was committed, and then nothing ever will be.
     pub fn withdraw(&self) -> bool {
-        self.claim(Ownership::Withdrawn)
+        self.fate.withdraw()
     }
 
     /// True while the source may still run the machine.
     pub fn owned(&self) -> bool {
-        self.stays || self.ownership() != Ownership::Committed
+        self.fate.owned()
     }
 
     /// The setup stage has been written: the status becomes `active`, which that of a snapshot never is.
     pub fn activate(&self) {
-        if !self.stays {
+        if !self.stays() {
             self.transition(Status::Setup, Status::Active);
         }
     }
 
     /// Who may run the machine now.
     pub fn ownership(&self) -> Ownership {
-        let value = self.ownership.load(Ordering::SeqCst);
-        // Only `claim` and `new` write the word.
-        [Ownership::Mine, Ownership::Committed].into_iter().find(|o| *o as u8 == value).unwrap_or(Ownership::Withdrawn)
-    }
-
-    fn claim(&self, wanted: Ownership) -> bool {
-        let swap = self.ownership.compare_exchange(Ownership::Mine as u8, wanted as u8, Ordering::SeqCst, Ordering::SeqCst);
-        swap.is_ok() || swap == Err(wanted as u8)
+        self.fate.ownership()
     }
 
     /// Records the first error, keeps the machine if it can, and ends all that waits. After a commit the error becomes
     /// `ownership-unknown`. The status becomes `failed` (or `cancelled` after a cancel) in `finish`.
     pub fn fail(&self, error: Error) {
-        self.change(|now| {
-            if !now.is_final() {
-                self.record(error);
-            }
-            None
-        });
+        self.fate.fail(error);
         self.cancel.set();
-    }
-
-    /// Called with the status held still.
-    fn record(&self, mut error: Error) {
-        if !self.withdraw() && !self.stays {
-            error.kind = ErrorKind::OwnershipUnknown;
-            error.message += "; the machine was handed over already, so its ownership is unknown and it stays stopped here: look whether the destination runs it before you say `cont`";
-        }
-        self.lock_error().get_or_insert(error);
     }
 
     /// The first error.
     pub fn error(&self) -> Option<Error> {
-        self.lock_error().clone()
+        self.fate.error()
     }
 
     /// Asks for a cancel: true if the migration will end as `cancelled`. Without effect if it has failed, has ended, was
     /// cancelled or was committed already. Never blocks.
     pub fn request_cancel(&self) -> bool {
-        let decide = |now: Status| {
-            let possible = now.is_cancellable() && self.lock_error().is_none() && self.withdraw();
-            possible.then_some(Status::Cancelling)
-        };
-        let cancelled = self.change(decide).is_some();
+        let cancelled = self.fate.request_cancel(|new| self.changed(new));
         if cancelled {
             self.cancel.set();
         }
@@ -215,16 +157,7 @@ impl Session {
     /// Reaches the final status and freezes the times: `cancelled` after a cancel, `failed` after an error, else `completed` if
     /// the machine was committed, and `failed` if it was not. Idempotent.
     pub fn finish(&self) -> Status {
-        self.change(|now| match now {
-            Status::Completed | Status::Failed | Status::Cancelled => None,
-            Status::Cancelling => Some(Status::Cancelled),
-            _ if self.lock_error().is_some() => Some(Status::Failed),
-            _ if self.withdraw() => {
-                self.record(Error::new(ErrorKind::InvalidState, "the migration ended before the machine was handed over"));
-                Some(Status::Failed)
-            }
-            _ => Some(Status::Completed),
-        });
+        self.fate.finish(|new| self.changed(new));
         self.finished.store(true, Ordering::Release);
         self.deadline.end();
         self.cancel.set();
@@ -293,14 +226,7 @@ impl Session {
     /// and after an error; then it is a failure.
     pub fn lose_link(&self, error: &Error) -> bool {
         self.links.lose();
-        let lost = self.change(|now| {
-            let pauses = now.has_link() && !self.owned() && self.lock_error().is_none();
-            if pauses {
-                self.note_link_error(error.clone());
-            }
-            pauses.then_some(Status::PostcopyPaused)
-        });
-        lost.is_some()
+        self.fate.lose_link(|| self.note_link_error(error.clone()), |new| self.changed(new))
     }
 
     /// In `postcopy-paused`: waits for `migrate` with `resume` and connects. The status becomes `postcopy-recover`. A connection that
@@ -312,8 +238,7 @@ impl Session {
             Ok(channel)
         };
         let channel = self.links.wait(open, |error| self.note_link_error(error))?;
-        self.recovered.store(true, Ordering::Release);
-        if self.transition(Status::PostcopyPaused, Status::PostcopyRecover) {
+        if self.fate.recover(|new| self.changed(new)) {
             return Ok(channel);
         }
         Err(self.why_cancelled())
@@ -334,27 +259,18 @@ impl Session {
 
     /// The destination has said something that it can say with the whole package only, if the machine was given away.
     pub fn heard(&self) {
-        if self.ownership() == Ownership::Committed {
-            self.taken.store(true, Ordering::Release);
-        }
+        self.fate.heard();
     }
 
     /// The destination has shown that it got the machine.
     pub fn is_taken(&self) -> bool {
-        self.taken.load(Ordering::Acquire)
+        self.fate.is_taken()
     }
 
     /// In `postcopy-paused`, with a destination that was not heard since the machine was given away: the migration ends in failure, and
     /// whose the machine is remains unknown. False in any other status, and if it was heard.
     pub(super) fn give_up(&self) -> bool {
-        let mut given_up = false;
-        self.change(|now| {
-            given_up = now == Status::PostcopyPaused && !self.is_taken();
-            if given_up {
-                self.record(Error::new(ErrorKind::Cancelled, "given up on request (x-migrate-give-up)"));
-            }
-            None
-        });
+        let given_up = self.fate.give_up(Error::new(ErrorKind::Cancelled, "given up on request (x-migrate-give-up)"));
         if given_up {
             self.cancel.set();
         }
@@ -373,18 +289,7 @@ impl Session {
     /// The destination said that it never ran the machine (SHUT with status 2): true if that can be, and then the machine is ours
     /// again, with `error` as the reason why the migration failed.
     pub fn give_back(&self, error: Error) -> bool {
-        let mut given = false;
-        self.change(|now| {
-            let possible = matches!(now, Status::PostcopyActive | Status::Device)
-                && self.lock_error().is_none()
-                && !self.recovered.load(Ordering::Acquire);
-            let (from, to) = (Ownership::Committed as u8, Ownership::Withdrawn as u8);
-            given = possible && self.ownership.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-            if given {
-                self.record(error);
-            }
-            None
-        });
+        let given = self.fate.give_back(error);
         if given {
             self.cancel.set();
         }
@@ -403,17 +308,12 @@ impl Session {
         }
     }
 
-    fn change(&self, decide: impl FnOnce(Status) -> Option<Status>) -> Option<Status> {
-        self.status.change(decide, |new| {
-            self.time_pause(new);
-            if new.is_final() {
-                self.freeze(new);
-            }
-            self.hub.migration_event(new);
-        })
-    }
-
-    fn lock_error(&self) -> MutexGuard<'_, Option<Error>> {
-        self.error.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Called with the status held still.
+    fn changed(&self, new: Status) {
+        self.time_pause(new);
+        if new.is_final() {
+            self.freeze(new);
+        }
+        self.hub.migration_event(new);
     }
 }

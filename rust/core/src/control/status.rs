@@ -3,8 +3,10 @@
 //! A word changes by compare-and-swap only. The swap and the MIGRATION event it causes are one step, so that observers see
 //! events in the order of the changes.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
+
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU8, Ordering};
 
 /// Status of one side of a migration (control-plane 2.1, 2.2). QMP knows the names only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

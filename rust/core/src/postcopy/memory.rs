@@ -8,7 +8,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::ram::{AtomicBitmap, Bitmap, Block, Lease, TARGET_PAGE};
+use super::claims::Claims;
+use crate::ram::{Bitmap, Block, Lease, TARGET_PAGE};
 use crate::sys::mmap::{Mapping, Nature};
 use crate::sys::uffd::{Faults, Features, Modes, Placed, REMEDY, Refusal, Uffd};
 use crate::{Error, ErrorKind, Result};
@@ -34,10 +35,7 @@ struct Region {
     /// Bytes that are placed in one step, and target pages in it.
     page_size: u64,
     ratio: usize,
-    /// A bit for each target page: it is as the source has it.
-    received: AtomicBitmap,
-    /// A bit for each host page: somebody places it, or has.
-    claimed: AtomicBitmap,
+    claims: Claims,
 }
 
 /// The registered ranges; unregistered on drop.
@@ -108,13 +106,7 @@ impl Memory {
             let (pages, page_size) = (crate::ram::pages(block.max_length()), block.page_size());
             // A page size fits.
             let ratio = usize::try_from(page_size).unwrap_or(usize::MAX) / TARGET_PAGE;
-            Region {
-                block: Arc::clone(block),
-                page_size,
-                ratio,
-                received: AtomicBitmap::new(pages),
-                claimed: AtomicBitmap::new(pages.div_ceil(ratio)),
-            }
+            Region { block: Arc::clone(block), page_size, ratio, claims: Claims::new(pages, ratio) }
         };
         let largest = blocks.iter().map(|block| to_usize(block.page_size())).max().unwrap_or(TARGET_PAGE);
         let zeros = Mapping::anon(largest, false)?;
@@ -156,7 +148,7 @@ impl Memory {
         self.refuse_armed("ADVISE")?;
         for region in &self.regions {
             let used = region.block.used_length();
-            region.received.clear_range(0..region.received.len());
+            region.claims.forget_all();
             region.discard(0..crate::ram::pages(used))?;
         }
         Ok(())
@@ -177,25 +169,25 @@ impl Memory {
             );
         }
         let pages = crate::ram::pages(start)..crate::ram::pages(start + len);
-        region.received.clear_range(pages.clone());
+        region.claims.forget(pages.clone());
         region.discard(pages)
     }
 
     /// Precopy has stored this target page, be it of zeros. Panics outside the block.
     pub fn note_received(&self, block: usize, page: usize) {
-        self.regions[block].received.set(page);
+        self.regions[block].claims.note(page..page + 1);
     }
 
     /// What was received of a block so far, a bit for each target page in use.
     pub fn received(&self, block: usize) -> Bitmap {
         let region = &self.regions[block];
-        region.received.snapshot(region.block.pages())
+        region.claims.received(region.block.pages())
     }
 
     /// Was the host page that holds `offset` received?
     pub fn is_received(&self, block: usize, offset: u64) -> bool {
         let region = &self.regions[block];
-        region.received.get(region.first(offset))
+        region.claims.is_received(region.host(offset))
     }
 
     /// Every page was received; else an error that names the first that was not.
@@ -287,14 +279,14 @@ impl Memory {
     /// The right to place a host page, which one has; none if it was placed already, or is just being.
     pub(super) fn claim(&self, block: usize, offset: u64) -> bool {
         let region = &self.regions[block];
-        !region.received.get(region.first(offset)) && region.claimed.set(region.host(offset))
+        region.claims.claim(region.host(offset))
     }
 
     /// Gives back the right to place the host pages of a range.
     pub(super) fn release(&self, block: usize, offset: u64, len: usize) {
         let region = &self.regions[block];
         let first = region.host(offset);
-        region.claimed.clear_range(first..first + len / (region.ratio * TARGET_PAGE));
+        region.claims.release(first..first + len / (region.ratio * TARGET_PAGE));
     }
 
     /// Places claimed host pages and tells of every run that is there; on an error the rest is no longer claimed.
@@ -319,7 +311,7 @@ impl Memory {
             };
             if placed.done > 0 {
                 let at = offset + done as u64;
-                region.received.set_range(crate::ram::pages(at)..crate::ram::pages(at + placed.done as u64));
+                region.claims.note(crate::ram::pages(at)..crate::ram::pages(at + placed.done as u64));
                 there(at, placed.done);
                 done += placed.done;
                 tries = 0;
@@ -405,11 +397,6 @@ impl Region {
         to_usize(offset / self.page_size)
     }
 
-    /// The number of the first target page of the host page at `offset`.
-    fn first(&self, offset: u64) -> usize {
-        self.host(offset) * self.ratio
-    }
-
     /// Frees target pages, whole host pages of them.
     fn discard(&self, pages: Range<usize>) -> Result<()> {
         self.block.discard((pages.start * TARGET_PAGE) as u64, pages.len() * TARGET_PAGE).map_err(|e| e.within(self.block.name()))
@@ -420,7 +407,7 @@ impl Region {
         if self.ratio == 1 {
             return Ok(());
         }
-        let received = self.received.snapshot(self.block.pages());
+        let received = self.claims.received(self.block.pages());
         for run in received.runs() {
             for edge in [run.start, run.end] {
                 if !edge.is_multiple_of(self.ratio) {
@@ -444,7 +431,7 @@ impl Region {
             absent.clear_all();
         }
         let mut surplus = Bitmap::full(self.block.pages());
-        surplus.and_not(&self.received.snapshot(self.block.pages()));
+        surplus.and_not(&self.claims.received(self.block.pages()));
         surplus.and_not(&absent);
         for run in surplus.runs() {
             let whole = run.start / self.ratio * self.ratio..run.end.next_multiple_of(self.ratio);

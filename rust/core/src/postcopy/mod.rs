@@ -12,6 +12,7 @@
 //! Rules: no lock is held while guest memory is touched; nothing is allocated or logged for a fault or a page; where data
 //! belongs there is never a page of zeros, but an error or a wait.
 
+mod claims;
 mod faults;
 pub(crate) mod histogram;
 mod latency;

@@ -3,11 +3,12 @@
 //! The bits outlive the link: while there is no [`Requester`] they are kept, and with the next one everything is asked again.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::{Latency, Memory};
 use crate::ram::AtomicBitmap;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sys::uffd::Fault;
 use crate::{Error, ErrorKind, Result};
 

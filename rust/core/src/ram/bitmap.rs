@@ -1,7 +1,8 @@
 //! One bit a target page: `Bitmap` for one owner, `AtomicBitmap` for many writers and one taker.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const BITS: usize = u64::BITS as usize;
 
@@ -212,7 +213,8 @@ fn merge(word: &mut u64, more: u64) -> u64 {
 pub struct AtomicBitmap {
     words: Vec<AtomicU64>,
     len: usize,
-    /// Set after any bit, cleared before a take: a take of nothing costs one load.
+    /// Set after any bit, cleared before a take: a take of nothing costs one load. Set by an exchange, so that the taker hears of every
+    /// writer and not of the last one only: a plain store would hide the bits of the others from it on a machine with weak memory.
     any: AtomicBool,
 }
 
@@ -238,7 +240,7 @@ impl AtomicBitmap {
         for_words(&range, |word, mask| {
             self.words[word].fetch_or(mask, Ordering::SeqCst);
         });
-        self.any.store(true, Ordering::Release);
+        self.any.swap(true, Ordering::Release);
     }
 
     /// Is the bit set? Then what was stored before it was set is visible.
@@ -251,7 +253,7 @@ impl AtomicBitmap {
     pub fn set(&self, bit: usize) -> bool {
         assert!(bit < self.len, "bit {bit} of a bitmap of {}", self.len);
         let was = self.words[bit / BITS].fetch_or(1 << (bit % BITS), Ordering::SeqCst);
-        self.any.store(true, Ordering::Release);
+        self.any.swap(true, Ordering::Release);
         was >> (bit % BITS) & 1 == 0
     }
 
