@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from qmig_e2k.analyze.cursor import Cursor, StoredFile
-from qmig_e2k.analyze.layout import MAX_FIELDS, Decoder, member, parse_device, parse_document
+from qmig_e2k.analyze.layout import Budget, Decoder, member, parse_device, parse_document
 from qmig_e2k.e2k import build
 from qmig_e2k.savevm import GlobalState, Profile, Registry, VirtualClock, save_full
 from qmig_e2k.savevm.text import description_text
@@ -50,7 +50,8 @@ def _read(device: JsonObject, payload: bytes) -> None:
         return
     file = StoredFile(payload)
     try:
-        decoder = Decoder(Cursor(file, 0), layout, 1)
+        budget = Budget()
+        decoder = Decoder(Cursor(file, 0), layout, 1, budget)
         try:
             decoder.run()
         except Refusal as refusal:
@@ -60,7 +61,7 @@ def _read(device: JsonObject, payload: bytes) -> None:
             assert error.kind in {"truncated", "device-state", "limit-exceeded"}, error.kind
         assert decoder.cursor.offset <= len(payload)
         text = json.dumps(decoder.body.plain())
-        assert text.count("{") <= MAX_FIELDS
+        assert text.count("{") <= budget.most
     finally:
         file.close()
 
