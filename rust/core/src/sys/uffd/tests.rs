@@ -7,7 +7,7 @@ use super::*;
 use crate::sys::mmap::{Mapping, PAGE};
 
 /// Where the kernel forgets a thread it does so once in some thousand.
-const ROUNDS: u32 = 2000;
+const ROUNDS: u32 = 8000;
 
 #[test]
 fn every_error_has_one_meaning() {
@@ -119,7 +119,7 @@ fn who_touches_a_page_while_the_watch_ends_is_not_forgotten() {
             let uffd = Uffd::open(Features::empty(), Faults::User).unwrap();
             uffd.register(address, PAGE, Modes::MISSING).unwrap();
             round.store(number, Ordering::SeqCst);
-            (0..number % 64).for_each(|_| std::hint::spin_loop());
+            (0..number * 7 % 2000).for_each(|_| std::hint::spin_loop());
             uffd.unregister(address, PAGE).unwrap();
             let went_on = wait(&seen, number);
             drop(uffd); // wakes it in any case
