@@ -12,7 +12,9 @@ from model.protocol import Protocol
 from qmig_e2k.testing import Fault
 
 RUN_LENGTH = 5
-SHUT, PONG = 1, 2
+PONG = 2
+LAST_WORD = b"\x00\x01\x00\x04"
+"""Type and length of SHUT."""
 HEADER = 4
 """Bytes before the payload on the way back: type and length."""
 
@@ -27,32 +29,41 @@ def words_back(stream):
 
 @cache
 def places(kind):
-    """Where the model's messages begin, in a migration of a guest that rests, and so is the same each time."""
+    """The fault that cuts just before each of the model's messages, counted from what comes once in a stream."""
     run = Run(MODES[kind], None, still=True)()
     assert not run.wrong, run.wrong
     stream, back = run.streams["forward", 0], run.streams["back", 0]
     pongs = [at for word, at in words_back(back) if word == PONG]
-    shut = next(at for word, at in words_back(back) if word == SHUT)
+
+    def behind(mark, at):
+        return Fault("cut", at - stream.index(mark) - len(mark), since=mark, link=0)
+
     if kind == "precopy":
-        fence = stream.index(FENCE, stream.index(FIRST_DEVICE))
-        found = {"state": stream.index(FIRST_DEVICE), "ping": fence, "eof": fence + FENCE_LENGTH}
-        found["pong"] = pongs[-1]
+        first = stream.index(FIRST_DEVICE)
+        fence = stream.index(FENCE, first)
+        found = {
+            "state": behind(FIRST_DEVICE, first),
+            "ping": behind(FIRST_DEVICE, fence),
+            "eof": behind(FIRST_DEVICE, fence + FENCE_LENGTH),
+            "pong": Fault("cut", pongs[-1], "back", 0),
+        }
     else:
-        end = package_end(stream)
-        package = stream.index(PACKAGE)
+        package, end = stream.index(PACKAGE), package_end(stream)
         # the PING stands before the package here, and is answered when all before it is done
-        found = {"ping": package - FENCE_LENGTH, "package": package, "run": end - RUN_LENGTH}
-        found |= {"page": end + FENCE_LENGTH, "pong": pongs[1]}
-    return found | {"shut 0": shut}
+        found = {
+            "ping": behind(PACKAGE, package - FENCE_LENGTH),
+            "package": behind(PACKAGE, package),
+            "run": behind(PACKAGE, end - RUN_LENGTH),
+            "page": behind(PACKAGE, end + FENCE_LENGTH),
+            "end": Fault("cut", -len(RAM_END), since=RAM_END, link=0),
+            "pong": Fault("cut", pongs[1], "back", 0),
+        }
+    return found | {"shut 0": Fault("cut", -len(LAST_WORD), "back", 0, LAST_WORD)}
 
 
 def check(kind, message):
-    way = "back" if message in {"pong", "shut 0"} else "forward"
-    known = ends_after_cut(Protocol(kind), message, way)
-    if message == "end":  # pages come in any order
-        fault = Fault("cut", -len(RAM_END), way, 0, RAM_END)
-    else:
-        fault = Fault("cut", places(kind)[message], way, 0)
+    fault = places(kind)[message]
+    known = ends_after_cut(Protocol(kind), message, fault.way)
     outcome = Run(MODES[kind], fault, still=True)()
     assert not outcome.wrong, outcome.wrong
     assert outcome.reached
