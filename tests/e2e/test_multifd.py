@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qmig_e2k import MigrationError
-from qmig_e2k.testing import pair
+from qmig_e2k.testing import Fault, Proxy, pair
 from support import wait_until
 
 SIZE = 8 << 20
@@ -118,3 +118,24 @@ def test_what_adds_channels_is_switched_before_a_destination_listens():
         source.vm.migrate(target).wait(60)
         arrival.wait(60)
         destination.vm.set_capabilities(multifd=True)
+
+
+@pytest.mark.parametrize("at", [30, 70])
+def test_a_source_that_is_lost_before_all_channels_are_there(at):
+    """The destination does not wait half a minute for the others: it takes the next attempt at once."""
+    with pair("none", SIZE) as (source, destination):
+        fill(source.ram)
+        agree(source, destination, multifd_channels=3, max_bandwidth=0)
+        source.vm.start()
+        target, arrival = destination.listen()
+        cut = Fault("cut", at, link=2, prompt=True)
+        silent = Fault("stall", 0, link=3)
+        with Proxy(int(target.rpartition(":")[2]), faults=[cut, silent]) as proxy:
+            migration = source.vm.migrate(proxy.uri)
+            for handle in (migration, arrival):
+                with pytest.raises(MigrationError) as caught:
+                    handle.wait(20)
+                assert caught.value.kind in {"closed", "truncated"}
+        target, arrival = destination.listen()
+        source.vm.migrate(target).wait(60)
+        arrival.wait(60)

@@ -31,6 +31,12 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// When a connection that has sent too little to tell is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
+/// How often the connections that were let in are looked at for one that its source has closed.
+const WATCH: Duration = Duration::from_millis(200);
+
+/// How long the others are still waited for then: a source that leaves opens no more, but some may be on their way.
+const PARTING: Duration = Duration::from_secs(1);
+
 /// What the first bytes of a connection say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Look {
@@ -138,18 +144,29 @@ impl Listener {
         let failed = |errno: Errno| uri.error(ErrorKind::Listen, format!("accepting: {}", reason(errno)));
         let (mut waiting, mut wanted) = (Waiting::default(), Vec::new());
         waiting.unknown = std::mem::take(&mut *sockets.further());
-        let (mut count, mut patience, mut deadline) = (MOST, Duration::ZERO, None);
+        let (mut count, mut patience, mut deadline, mut parting) = (MOST, Duration::ZERO, None, false);
         while wanted.len() < count {
+            if !parting && wanted.iter().any(Channel::is_left) {
+                parting = true;
+                let at = Instant::now() + PARTING;
+                deadline = Some(deadline.map_or(at, |before: Instant| before.min(at)));
+            }
             let left = if wanted.is_empty() {
                 waiting.tire(uri)
             } else {
                 deadline.map(|at: Instant| at.saturating_duration_since(Instant::now()))
             };
             if left.is_some_and(|left| left.is_zero()) {
-                return Err(uri.error(ErrorKind::Timeout, format!("{} of {count} channels came within {patience:?}", wanted.len())));
+                return Err(if parting {
+                    let text = format!("the source closed a connection when {} of {count} channels had come", wanted.len());
+                    uri.error(ErrorKind::Closed, text)
+                } else {
+                    uri.error(ErrorKind::Timeout, format!("{} of {count} channels came within {patience:?}", wanted.len()))
+                });
             }
             let begun = waiting.unknown.iter().any(|one| one.begun);
-            let pause = if begun { Some(LOOK_AGAIN.min(left.unwrap_or(LOOK_AGAIN))) } else { left };
+            let often = if begun { Some(LOOK_AGAIN) } else { (!wanted.is_empty()).then_some(WATCH) };
+            let pause = left.into_iter().chain(often).min();
             let listening = sockets.fds().iter().map(AsFd::as_fd);
             let silent = waiting.unknown.iter().filter(|one| !one.begun).map(|one| one.fd.as_fd());
             if cancel.poll_each(listening.chain(silent), pause).map_err(failed)? == Wake::Cancelled {

@@ -82,6 +82,11 @@ impl ReadHalf {
         while self.read(&mut dropped).is_ok_and(|got| got > 0) {}
     }
 
+    /// The peer of this socket sends no more.
+    pub(super) fn is_left(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.is_left())
+    }
+
     /// Ends everything that moves bytes on this socket, also in other threads: for who reads that writing is of no use any more.
     pub fn cutter(&self) -> impl FnOnce() + Send + use<> {
         let socket = self.link.as_ref().filter(|link| link.kind == Kind::Socket).map(|link| Arc::clone(&link.fd));

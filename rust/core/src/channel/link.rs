@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
@@ -100,6 +100,13 @@ impl Link {
         }
         let what = if events.contains(PollFlags::IN) { "the peer does not send" } else { "the peer does not read" };
         self.uri.error(ErrorKind::Timeout, what)
+    }
+
+    /// The peer of a socket sends no more.
+    pub(super) fn is_left(&self) -> bool {
+        let mut fds = [PollFd::new(&*self.fd, PollFlags::RDHUP)];
+        // A poll that fails says nothing; whoever reads finds out.
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
     }
 
     /// The peer of a socket reads the end behind the last word. Anything else has no way to say so.

@@ -72,6 +72,11 @@ impl Channel {
         self.reader.is_some() && self.writer.is_some()
     }
 
+    /// The peer of a socket sends no more; what it has sent may still be unread.
+    fn is_left(&self) -> bool {
+        self.reader.as_ref().is_some_and(ReadHalf::is_left)
+    }
+
     /// The halves, to go to different threads.
     pub fn split(self) -> (Option<ReadHalf>, Option<WriteHalf>) {
         (self.reader, self.writer)

@@ -8,6 +8,9 @@
 //!           SHUT 2: it never ran, unregistered
 //! ```
 //!
+//! A connection that is lost when the PING of the package was answered is such a pause, too: the source has heard, or will never know,
+//! that the machine is here, and RUN is.
+//!
 //! Before the machine runs everything can be undone, and whoever is stuck in a missing page goes on, in memory that is worth nothing.
 //! Once it runs nothing is unregistered while a page is missing: a thread that waits for one waits until it comes. From RUN on a lost
 //! connection is a pause, not a failure, and only whoever starts the machine can know that it did not run: `finish(1)` is that word,
@@ -45,6 +48,8 @@ const UNREAD: usize = 64 << 10;
 struct State {
     /// RUN was obeyed: the machine may run here, whether or not anybody has said so.
     running: bool,
+    /// The PING of the package is about to be answered: a source that has heard so never takes the machine back.
+    promised: bool,
     /// Whoever started the machine has said that it runs: nothing is undone from here on.
     settled: bool,
     /// Why the machine does not run here, or is given up.
@@ -133,6 +138,17 @@ impl Listening {
         Ok(this)
     }
 
+    /// The PING of the package can be answered: from here on a lost connection keeps the machine from running no more. What is left of the
+    /// package is here.
+    pub fn promise(&self) -> Result<()> {
+        let mut state = self.lock();
+        if let Some(error) = &state.ended {
+            return Err(error.clone());
+        }
+        state.promised = true;
+        Ok(())
+    }
+
     /// RUN: the machine may run here, unless something has failed already.
     pub fn run_machine(&self) -> Result<()> {
         let mut state = self.lock();
@@ -141,6 +157,7 @@ impl Listening {
         }
         state.running = true;
         self.patient.store(true, Ordering::Release);
+        self.changed.notify_all();
         Ok(())
     }
 
@@ -425,9 +442,17 @@ impl Listening {
         }
     }
 
-    /// An error ends everything, or else only the connection: then the machine may run here already.
+    /// An error ends everything, or else only the connection: then the machine may run here already, or is about to.
     fn fails(&self, error: &Error) -> bool {
         let mut state = self.lock();
+        let lost = matches!(error.kind, ErrorKind::Closed | ErrorKind::Truncated | ErrorKind::Io | ErrorKind::Timeout);
+        while lost && state.promised && !state.running && state.ended.is_none() {
+            let left = self.load_until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
         if !state.running {
             state.ended.get_or_insert_with(|| error.clone());
         }

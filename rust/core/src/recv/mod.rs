@@ -157,6 +157,9 @@ impl Incoming {
         let fence = self.link().fence.take();
         if let Some(token) = fence {
             self.settle()?;
+            if let Some(listening) = self.listening() {
+                listening.promise()?;
+            }
             self.answer(&ReturnMessage::Pong(token))?;
         }
         let mut feed = lock(&self.feed);

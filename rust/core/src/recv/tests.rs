@@ -144,6 +144,36 @@ fn without_its_fault_thread_a_machine_that_runs_is_paused_and_a_recovery_brings_
 }
 
 #[test]
+fn a_connection_lost_behind_the_last_pong_of_the_package_is_a_pause() {
+    let mut rig = rig();
+    rig.listening.promise().unwrap();
+    let mut ping = Output::new();
+    ping.command(&Command::Ping(7));
+    rig.source.1.write_all(ping.as_slice()).unwrap();
+    assert_eq!(rig.heard(), Some(ReturnMessage::Pong(7)));
+    rig.source.1.end();
+    rig.listening.run_machine().unwrap();
+    let listening = Arc::clone(&rig.listening);
+    let waiting = std::thread::spawn(move || listening.wait());
+    until("a pause", || rig.control.incoming_status() == Status::PostcopyPaused);
+    assert_eq!(rig.heard(), None, "it runs, so nobody says that it does not");
+    rig.listening.abandon();
+    rig.cancel.set();
+    waiting.join().unwrap().unwrap_err();
+}
+
+#[test]
+fn a_connection_lost_before_it_keeps_the_machine_from_running() {
+    let mut rig = rig();
+    rig.source.1.end();
+    assert_eq!(rig.heard(), Some(ReturnMessage::Shut(2)));
+    assert_eq!(rig.listening.promise().unwrap_err().kind, ErrorKind::Truncated);
+    rig.listening.run_machine().unwrap_err();
+    rig.cancel.set();
+    rig.listening.join();
+}
+
+#[test]
 fn what_a_given_up_machine_waits_for_does_not_come_with_its_end() {
     let rig = rig();
     rig.listening.run_machine().unwrap();
