@@ -181,8 +181,9 @@ def test_pause_and_recover_by_the_handles(tmp_path):
             for handle in (migration, arrival):
                 wait_until(lambda handle=handle: handle.status == "postcopy-paused", what="the pause")
             assert migration.info()["error-desc"]
-            with pytest.raises(MigrationError, match="has answered since"):
-                migration.give_up()
+            if turn:  # who has recovered runs it; before, the pause may have overtaken the word
+                with pytest.raises(MigrationError, match="has answered since"):
+                    migration.give_up()
             if turn == 2:  # nobody listens there; it can be tried again
                 migration.recover(nobody := recovery(tmp_path))
                 wait_until(lambda nobody=nobody: nobody in migration.info()["error-desc"], what="a refusal")
@@ -537,7 +538,7 @@ def test_a_destination_that_was_not_heard_since_the_hand_over():
         with Proxy(int(target.rpartition(":")[2]), cut_back=PONGS) as proxy:
             migration = switch(source, proxy.uri)
             wait_until(lambda: migration.status == "postcopy-paused", what="the pause")
-        assert "not been heard since the hand-over" in migration.info()["error-desc"]
+        assert "not said that it runs the machine" in migration.info()["error-desc"]
         destination.vm.close()
         migration.give_up()
         with pytest.raises(MigrationError, match="x-migrate-give-up") as caught:

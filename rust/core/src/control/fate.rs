@@ -41,7 +41,7 @@ pub(super) struct Fate {
     error: Mutex<Option<Error>>,
     /// The destination has recovered once: it ran the machine, whatever it may say.
     recovered: AtomicBool,
-    /// It was heard after the commit: it has the whole machine, but for pages.
+    /// It was heard after the commit: it runs the machine.
     taken: AtomicBool,
 }
 
@@ -193,7 +193,7 @@ impl Fate {
         given
     }
 
-    /// The destination has said something that it can say with the whole package only, if the machine was given away.
+    /// The destination has said something that only who has obeyed RUN says, if the machine was given away.
     pub(super) fn heard(&self) {
         if self.ownership() == Ownership::Committed {
             self.taken.store(true, Ordering::Release);
@@ -205,7 +205,7 @@ impl Fate {
         self.taken.load(Ordering::Acquire)
     }
 
-    /// In `postcopy-paused`, with a destination that was not heard since the commit: fails with `error`, ownership unknown. False in any
+    /// In `postcopy-paused`, with a destination that has not said since the commit that it runs the machine: fails with `error`, ownership unknown. False in any
     /// other status, and if it was heard.
     pub(super) fn give_up(&self, error: Error) -> bool {
         let mut given_up = false;

@@ -43,15 +43,23 @@ use crate::{Error, ErrorKind, Result};
 /// What the kernel keeps of a stream from this machine, unread: a page that is waited for stands behind it.
 const UNREAD: usize = 64 << 10;
 
+/// How far the machine has come. It never goes back.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    #[default]
+    Loading,
+    /// The PING of the package is about to be answered: a source that has heard so never takes the machine back.
+    Promised,
+    /// RUN was obeyed: the machine may run here, whether or not anybody has said so.
+    Running,
+    /// Whoever started the machine has said that it runs: nothing is undone from here on.
+    Settled,
+}
+
 /// Who may still end what, and what has been.
 #[derive(Debug, Default)]
 struct State {
-    /// RUN was obeyed: the machine may run here, whether or not anybody has said so.
-    running: bool,
-    /// The PING of the package is about to be answered: a source that has heard so never takes the machine back.
-    promised: bool,
-    /// Whoever started the machine has said that it runs: nothing is undone from here on.
-    settled: bool,
+    stage: Stage,
     /// Why the machine does not run here, or is given up.
     ended: Option<Error>,
     /// Somebody has told the source so.
@@ -59,6 +67,12 @@ struct State {
     /// The way back of the present connection.
     back: Option<Arc<Back>>,
     over: Option<Result<()>>,
+}
+
+impl State {
+    fn running(&self) -> bool {
+        self.stage >= Stage::Running
+    }
 }
 
 /// The destination after LISTEN.
@@ -145,7 +159,7 @@ impl Listening {
         if let Some(error) = &state.ended {
             return Err(error.clone());
         }
-        state.promised = true;
+        state.stage = state.stage.max(Stage::Promised);
         Ok(())
     }
 
@@ -155,7 +169,7 @@ impl Listening {
         if let Some(error) = &state.ended {
             return Err(error.clone());
         }
-        state.running = true;
+        state.stage = Stage::Running;
         self.patient.store(true, Ordering::Release);
         self.changed.notify_all();
         Ok(())
@@ -169,10 +183,10 @@ impl Listening {
     /// The machine runs here: wait until its memory is complete.
     pub fn wait(&self) -> Result<()> {
         let mut state = self.lock();
-        if !state.running {
+        if !state.running() {
             return Err(Error::new(ErrorKind::InvalidState, "waiting for a machine before RUN"));
         }
-        state.settled = true;
+        state.stage = Stage::Settled;
         self.changed.notify_all();
         while state.over.is_none() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +200,7 @@ impl Listening {
     /// happens, from RUN on.
     pub fn abort(&self, error: Error) -> bool {
         let state = self.lock();
-        let before = !state.running;
+        let before = !state.running();
         if before {
             self.give_back(state, error);
         }
@@ -197,7 +211,7 @@ impl Listening {
     /// happens, after [`Self::wait`].
     pub fn not_started(&self, error: Error) -> bool {
         let state = self.lock();
-        let possible = !state.settled;
+        let possible = state.stage != Stage::Settled;
         if possible {
             self.give_back(state, error);
         }
@@ -333,7 +347,7 @@ impl Listening {
     /// The machine has run, or may have, and lacks memory.
     fn may_have_run(&self) -> bool {
         let state = self.lock();
-        state.running && !state.told && self.requests.memory().check_complete().is_err()
+        state.running() && !state.told && self.requests.memory().check_complete().is_err()
     }
 
     /// Nobody waits for a page any more, or may.
@@ -430,8 +444,8 @@ impl Listening {
             let left = self.load_until.saturating_duration_since(Instant::now());
             match &state.ended {
                 Some(error) => return Err(error.clone()),
-                None if state.settled => return Ok(()),
-                None if state.running => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None if state.stage == Stage::Settled => return Ok(()),
+                None if state.running() => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                 None if left.is_zero() => {
                     let text = format!("the devices were not loaded within {:?}; see what keeps the machine here", self.deadlines.load);
                     // At once: RUN comes too late now.
@@ -446,14 +460,14 @@ impl Listening {
     fn fails(&self, error: &Error) -> bool {
         let mut state = self.lock();
         let lost = matches!(error.kind, ErrorKind::Closed | ErrorKind::Truncated | ErrorKind::Io | ErrorKind::Timeout);
-        while lost && state.promised && !state.running && state.ended.is_none() {
+        while lost && state.stage == Stage::Promised && state.ended.is_none() {
             let left = self.load_until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        if !state.running {
+        if !state.running() {
             state.ended.get_or_insert_with(|| error.clone());
         }
         state.ended.is_some()
@@ -462,7 +476,7 @@ impl Listening {
     /// The machine will not run here, or not any more: a source that may have it back is told, if that was not done, and may hang up.
     fn take_leave(&self, main: &mut Main, connection: &Connection) {
         let mut state = self.lock();
-        let silent = state.running || std::mem::replace(&mut state.told, true);
+        let silent = state.running() || std::mem::replace(&mut state.told, true);
         drop(state);
         if !silent {
             never_ran(&connection.back);

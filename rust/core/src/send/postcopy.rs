@@ -41,7 +41,7 @@ use crate::{Error, ErrorKind, Result};
 const PING_SETUP: u32 = 1;
 const PING_DISCARDED: u32 = 2;
 const PING_PACKAGE: u32 = 3;
-const PING_RUNNING: u32 = 4;
+pub(super) const PING_RUNNING: u32 = 4;
 /// Largest package that a destination of 2.9 takes; later ones take what its length field can say.
 const PACKAGE_MAX_V2_9: u32 = 1 << 24;
 /// SHUT: the destination has not run the machine and never will.
@@ -367,7 +367,7 @@ impl Outgoing {
 
 /// A connection that was lost with the last bytes of the package on their way.
 fn unheard(mut error: Error) -> Error {
-    error.message += "; the destination has not been heard since the hand-over: if it has ended without running the machine, \
+    error.message += "; the destination has not said that it runs the machine: if it has ended without running the machine, \
                       x-migrate-give-up and then cont let it run here";
     error
 }

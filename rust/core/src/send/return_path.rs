@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::discard;
+use super::postcopy::PING_RUNNING;
 use super::urgent::Urgent;
 use crate::channel::ReadHalf;
 use crate::control::Session;
@@ -211,7 +212,10 @@ impl Shared {
             match ReturnMessage::read(&mut input)? {
                 None => return Ok(()),
                 Some(ReturnMessage::Pong(token)) => {
-                    self.session.heard();
+                    // Who answers what came behind RUN has obeyed it. Pages are asked for before, too, while the devices load.
+                    if token == PING_RUNNING {
+                        self.session.heard();
+                    }
                     self.note(|heard| heard.pong = Some(token));
                 }
                 Some(ReturnMessage::Shut(status)) => {
@@ -219,7 +223,6 @@ impl Shared {
                     return Ok(());
                 }
                 Some(ReturnMessage::ReqPages { name, start, length }) => {
-                    self.session.heard();
                     self.session.counters.postcopy_requests.add(1);
                     let urgent = self.urgent.get().ok_or_else(|| out_of_place("a page request").at(at))?;
                     let wanted = self.find(name.as_deref(), &mut last).and_then(|block| Ok((block, self.pages(block, start, length)?)));
