@@ -214,6 +214,7 @@ def where(link):
 def test_a_process_for_which_time_jumps(machines, side):
     """One side is not run for a while in the middle: to it the clock jumps, to the other it falls silent."""
     source, destination = machines
+    has_written(source, 400)  # else it is over before anybody has looked
     source.command("migrate-set-parameters", max_bandwidth=2 << 20)
     source.command("migrate", uri=destination.listen())
     wait_until(lambda: source.migration().get("ram", {}).get("transferred", 0) > 1 << 18, what="pages")

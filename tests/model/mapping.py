@@ -46,7 +46,7 @@ GUARD = {
     "stays-stopped": ("control/fate.rs", "ErrorKind::OwnershipUnknown"),
     "settle": ("recv/mod.rs", "settle_incoming"),
     "run-asks": ("recv/listening.rs", "if let Some(error) = &state.ended"),
-    "settled": ("recv/listening.rs", "!state.settled"),
+    "settled": ("recv/listening.rs", "state.stage != Stage::Settled"),
     "pause": ("send/postcopy.rs", "self.session.lose_link"),
     "bitmap": ("send/postcopy.rs", "missing.and_not(received)"),
     "quiet": ("recv/listening.rs", "connection.close(&self.requests)"),

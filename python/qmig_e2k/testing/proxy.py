@@ -364,10 +364,11 @@ class Proxy:
             return
         if self._shuffle is not None:
             self._shuffle.wait()
-        flow.target.sendall(data)
+        # First: whoever has read it and looks, or arms a fault, finds it counted.
         flow.count += len(data)
         if self._record:
             flow.kept += data
+        flow.target.sendall(data)
 
     def _late(self, source: socket.socket) -> Callable[[int], bytes]:
         """Receives from `source`, each piece `delay` after it came."""
