@@ -41,7 +41,7 @@ pub(super) struct Fate {
     error: Mutex<Option<Error>>,
     /// The destination has recovered once: it ran the machine, whatever it may say.
     recovered: AtomicBool,
-    /// It was heard after the commit: it runs the machine.
+    /// It was heard after the commit: it has all that it needs to run the machine.
     taken: AtomicBool,
 }
 
@@ -193,7 +193,7 @@ impl Fate {
         given
     }
 
-    /// The destination has said something that only who has obeyed RUN says, if the machine was given away.
+    /// The destination has said something that only who has RUN says, if the machine was given away.
     pub(super) fn heard(&self) {
         if self.ownership() == Ownership::Committed {
             self.taken.store(true, Ordering::Release);

@@ -252,7 +252,7 @@ impl Control {
             Some(session) if session.give_up() => Ok(()),
             Some(session) if session.is_taken() => {
                 let text =
-                    "x-migrate-give-up: the destination has answered since the hand-over, so the machine is there; recover the migration";
+                    "x-migrate-give-up: the destination has answered since the hand-over, so the machine is most likely there; recover the migration";
                 Err(Error::new(ErrorKind::InvalidState, text))
             }
             _ => Err(self.not_in("x-migrate-give-up", Status::PostcopyPaused)),

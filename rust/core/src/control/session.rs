@@ -257,7 +257,7 @@ impl Session {
         self.links.post(Target { uri: uri.clone(), fd, tls: self.hub.tls() });
     }
 
-    /// The destination has said something that it can say with the whole package only, if the machine was given away.
+    /// The destination has said something that only who has RUN says, if the machine was given away.
     pub fn heard(&self) {
         self.fate.heard();
     }

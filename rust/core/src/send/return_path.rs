@@ -212,7 +212,7 @@ impl Shared {
             match ReturnMessage::read(&mut input)? {
                 None => return Ok(()),
                 Some(ReturnMessage::Pong(token)) => {
-                    // Who answers what came behind RUN has obeyed it. Pages are asked for before, too, while the devices load.
+                    // It came behind RUN, so who answers has that; a destination may still be loading devices then, and fail.
                     if token == PING_RUNNING {
                         self.session.heard();
                     }
