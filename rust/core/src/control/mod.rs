@@ -251,8 +251,7 @@ impl Control {
         match self.outgoing().filter(paused) {
             Some(session) if session.give_up() => Ok(()),
             Some(session) if session.is_taken() => {
-                let text =
-                    "x-migrate-give-up: the destination has answered since the hand-over, so the machine is most likely there; recover the migration";
+                let text = "x-migrate-give-up: the destination has answered since the hand-over, so the machine is probably there: recover the migration";
                 Err(Error::new(ErrorKind::InvalidState, text))
             }
             _ => Err(self.not_in("x-migrate-give-up", Status::PostcopyPaused)),
