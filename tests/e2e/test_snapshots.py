@@ -394,11 +394,12 @@ def test_a_job_that_is_cancelled_before_it_writes(sides, folder):
 # ---- failures
 
 
-def test_a_device_that_cannot_be_saved(sides, folder):
-    class Broken(SaveVmHandler):
-        def save(self, writer):
-            raise ValueError("out of order")
+class Broken(SaveVmHandler):
+    def save(self, writer):
+        raise ValueError("out of order")
 
+
+def test_a_device_that_cannot_be_saved(sides, folder):
     here, _ = sides
     here.vm.register(Broken(), name="broken")
     here.vm.start()
@@ -428,10 +429,6 @@ def test_an_emulator_that_does_not_obey(sides, failing):
 
 
 def test_an_emulator_that_neither_saves_nor_starts(sides):
-    class Broken(SaveVmHandler):
-        def save(self, writer):
-            raise ValueError("out of order")
-
     here, _ = sides
     here.vm.register(Broken(), name="broken")
     here.vm.start()

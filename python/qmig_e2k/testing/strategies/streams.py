@@ -22,6 +22,7 @@ from qmig_e2k.savevm import (
     stream_head,
     stream_tail,
 )
+from qmig_e2k.savevm.sections import SECTION_END, SECTION_FOOTER, SECTION_PART, SECTION_START
 from qmig_e2k.testing.strategies.devices import Device, devices
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from qmig_e2k.vmstate import Format
 
 PAGE = 4096
-_START, _PART, _END, _COMMAND, _FOOTER = 0x01, 0x02, 0x03, 0x08, 0x7E
+_COMMAND = 0x08
 _ZERO, _SIZES, _RAW, _EOS, _CONTINUE, _XBZRLE, _ZLIB = 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x100
 _OPEN_RETURN_PATH, _PING = 1, 2
 _RAM_VERSION = 4
@@ -147,10 +148,10 @@ def streams(
         elements.append(_command(_OPEN_RETURN_PATH))
     elements.append(ram.start())
     for _ in range(draw(st.integers(0, 3))):
-        elements.append(ram.section(draw, _PART))
+        elements.append(ram.section(draw, SECTION_PART))
         if commands and draw(st.booleans()):
             elements.append(_command(_PING, struct.pack(">I", draw(st.integers(0, (1 << 32) - 1)))))
-    elements.append(ram.section(draw, _END))
+    elements.append(ram.section(draw, SECTION_END))
     saved: list[Any] = []
     for entry in registry:
         if not entry.handler.live:
@@ -186,7 +187,7 @@ class _Ram:
         self.memory = {name: bytearray(size) for name, size in blocks.items()}
         self.used: set[str] = set()
         self._entry = entry
-        self._footer = struct.pack(">BI", _FOOTER, entry.section_id) if profile.footers else b""
+        self._footer = struct.pack(">BI", SECTION_FOOTER, entry.section_id) if profile.footers else b""
         self._encodings = encodings
         self._current: str | None = None
         self._packed: set[tuple[str, int]] = set()
@@ -195,7 +196,7 @@ class _Ram:
     def start(self) -> bytes:
         total = sum(map(len, self.memory.values()))
         listed = b"".join(_counted(name) + struct.pack(">Q", len(content)) for name, content in self.memory.items())
-        header = struct.pack(">BI", _START, self._entry.section_id) + _counted("ram")
+        header = struct.pack(">BI", SECTION_START, self._entry.section_id) + _counted("ram")
         header += struct.pack(">II", self._entry.instance_id, _RAM_VERSION)
         return header + struct.pack(">Q", total | _SIZES) + listed + struct.pack(">Q", _EOS) + self._footer
 

@@ -205,7 +205,7 @@ impl Fate {
         self.taken.load(Ordering::Acquire)
     }
 
-    /// In `postcopy-paused`, with a destination that has not said since the commit that it runs the machine: fails with `error`, ownership unknown. False in any
+    /// In `postcopy-paused`, with a destination that was not heard since the commit: fails with `error`, ownership unknown. False in any
     /// other status, and if it was heard.
     pub(super) fn give_up(&self, error: Error) -> bool {
         let mut given_up = false;
